@@ -1,0 +1,52 @@
+"""What every test has: the CPU, float64, a cache of compiled programs, and slow tests last."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Shapes and types of every annotated function of the package, checked as it runs:
+# STATESPACE_TYPECHECK=1 make test
+if os.environ.get("STATESPACE_TYPECHECK") == "1":
+    import jaxtyping
+
+    jaxtyping.install_import_hook("statespace", "beartype.beartype")
+
+import jax
+import pytest
+
+# Oracles are compared in float64; the library follows its input's dtype, so a test of float32
+# passes float32 arrays, or runs as a user's session does with the fixture `x64_off`.
+jax.config.update("jax_enable_x64", True)
+
+# Compiled programs outlive the process: a second run of the tests spends little time compiling.
+_CACHE = Path(__file__).parent.parent / ".cache" / "jax"
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests marked slow last, so that what breaks is seen early."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture
+def x64_off():
+    """JAX as it comes: float32 unless asked otherwise."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """Run the test once in each precision; make the arrays with it."""
+    return jax.numpy.dtype(request.param)
+
+
+@pytest.fixture
+def key():
+    """A PRNG key, the same in every run."""
+    return jax.random.key(0)
