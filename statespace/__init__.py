@@ -1,0 +1,8 @@
+"""statespace: write a state-space model down once, then run every inference method that is valid for it."""
+
+from statespace.conditionals.affine import AffineGaussian, Gaussian
+from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.model import Conditional, Model, StateSpaceModel, Step
+from statespace.parameters import constant, freeze, parameter, parameters
+
+__version__ = "0.1.0"

@@ -1,0 +1,202 @@
+"""Affine Gaussian conditionals: the structure that makes exact Gaussian inference possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool, Float
+
+from statespace.model import Step
+
+Part = Array | Callable[[Step], Array]
+"""An array (constant in time), or a function of the step (varying in time or with the inputs)."""
+
+
+class AffineGaussian(eqx.Module):
+    """``x' = F x + b + L e`` with ``e ~ N(0, I)``.
+
+    Each part is an array, constant in time, or a function ``step -> array``. A part that is an array is
+    seen as constant by the methods, which then need not recompute what depends on it alone.
+
+    Args:
+        matrix: ``F``, shape ``(d_out, d_in)``.
+        offset: ``b``, shape ``(d_out,)``; None for zero.
+        scale: ``L``, shape ``(d_out, k)`` for a factor of the noise covariance ``L L^T``, or
+            ``(d_out,)`` for independent noise with these standard deviations.
+        covariance: ``L L^T``, shape ``(d_out, d_out)``, in place of ``scale`` where the product is what
+            is known.
+
+    Raises:
+        TypeError: unless exactly one of ``scale`` and ``covariance`` is given.
+        ValueError: if shapes do not fit, or a covariance is not symmetric positive semi-definite.
+    """
+
+    matrix: Part
+    offset: Part | None
+    scale: Part | None
+    covariance: Part | None
+
+    def __init__(
+        self, matrix: Any, offset: Any = None, scale: Any = None, *, covariance: Any = None
+    ):
+        if (scale is None) == (covariance is None):
+            raise TypeError(
+                "AffineGaussian needs exactly one of `scale` (a factor L (d, k) of the noise "
+                "covariance, or (d,) standard deviations) and `covariance` (d, d); zeros for a "
+                "conditional without noise."
+            )
+        self.matrix = _part(matrix)
+        self.offset = None if offset is None else _part(offset)
+        self.scale = None if scale is None else _part(scale)
+        self.covariance = None if covariance is None else _part(covariance)
+        _check_affine(self)
+
+    def at(self, step: Step) -> AffineGaussian:
+        """The conditional at one step, with every part an array."""
+        matrix = _evaluate(self.matrix, step)
+        offset = jnp.zeros(matrix.shape[0], matrix.dtype)
+        if self.offset is not None:
+            offset = jnp.broadcast_to(_evaluate(self.offset, step), offset.shape)
+        scale = None if self.scale is None else _evaluate(self.scale, step)
+        covariance = None if self.covariance is None else _evaluate(self.covariance, step)
+        return AffineGaussian(matrix, offset, scale, covariance=covariance)
+
+    def __call__(self, state: Float[Array, " d_in"], step: Step) -> dist.Distribution:
+        """The distribution of ``x'`` given the state."""
+        here = self.at(step)
+        scale = here.scale if here.covariance is None else psd_factor(here.covariance)
+        return normal(here.matrix @ state + here.offset, scale)
+
+
+class Gaussian(eqx.Module):
+    """An initial law ``x_0 ~ N(mean, L L^T)``, of which some directions may be exactly diffuse.
+
+    Args:
+        mean: shape ``(d,)``.
+        scale: ``L``, shape ``(d, k)``, or ``(d,)`` standard deviations.
+        diffuse: shape ``(d,)`` booleans: coordinates with an infinite prior variance (their ``scale``
+            is then ignored); or a matrix ``(d, q)`` whose columns span the diffuse directions. The
+            likelihood is then the one under a flat prior on these directions (de Jong 1991; Durbin &
+            Koopman 2012, section 7.2.2).
+    """
+
+    mean: Float[Array, " d"]
+    scale: Float[Array, "..."]
+    diffuse: Bool[Array, " d"] | Float[Array, "d q"] | None = None
+
+    def __init__(self, mean: Any, scale: Any, diffuse: Any = None):
+        self.mean = _part(mean)
+        self.scale = _part(scale)
+        self.diffuse = None if diffuse is None else _diffuse_directions(diffuse)
+
+    def __call__(self, step: Step) -> dist.Distribution:
+        """The distribution of the first state.
+
+        Raises:
+            ValueError: if some directions are diffuse, because there is then nothing to draw from.
+        """
+        if self.diffuse is not None:
+            raise ValueError(
+                "`initial` is diffuse in some directions, so it is no probability distribution: give "
+                "`Gaussian(mean, scale)` a finite scale, or pass `initial_state=` to simulate."
+            )
+        return normal(self.mean, self.scale)
+
+
+def normal(mean: Float[Array, " d"], scale: Float[Array, "..."]) -> dist.Distribution:
+    """``N(mean, L L^T)`` as a NumPyro distribution; ``scale`` is ``(d,)`` or ``(d, k)``."""
+    if scale.ndim == 1:
+        return dist.Normal(mean, scale).to_event(1)
+    return dist.MultivariateNormal(mean, scale_tril=square_factor(scale))
+
+
+def square_factor(scale: Float[Array, "d k"]) -> Float[Array, "d d"]:
+    """A lower triangular ``(d, d)`` factor of ``scale @ scale.T``."""
+    d, k = scale.shape
+    padded = jnp.pad(scale, ((0, 0), (0, max(d - k, 0))))
+    factor = jnp.linalg.qr(padded.T, mode="r").T
+    return factor * jnp.where(jnp.diagonal(factor) < 0, -1, 1)
+
+
+def psd_factor(covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """A lower triangular factor of a positive semi-definite matrix, singular ones included.
+
+    Rows are scaled to unit variance first, so that coordinates in very different units keep their
+    relative accuracy.
+    """
+    variance = jnp.diagonal(covariance)
+    positive = variance > 0
+    sd = jnp.sqrt(jnp.where(positive, variance, 1.0))
+    values, vectors = jnp.linalg.eigh(covariance / (sd[:, None] * sd[None, :]))
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+    return square_factor(jnp.where(positive, sd, 0.0)[:, None] * root)
+
+
+def _part(value: Any) -> Part:
+    return value if callable(value) else jnp.asarray(value)
+
+
+def _evaluate(part: Part, step: Step) -> Array:
+    return jnp.asarray(part(step)) if callable(part) else part
+
+
+def _diffuse_directions(diffuse: Any) -> Array:
+    diffuse = jnp.asarray(diffuse)
+    if diffuse.dtype == bool:
+        return jnp.eye(len(diffuse))[:, [i for i, flag in enumerate(diffuse) if flag]]
+    return diffuse
+
+
+def _check_affine(kernel: AffineGaussian) -> None:
+    """Shapes that can be checked without a step."""
+    if not callable(kernel.matrix) and jnp.ndim(kernel.matrix) != 2:
+        raise ValueError(
+            f"`matrix` of AffineGaussian must have shape (d_out, d_in), got {jnp.shape(kernel.matrix)}; "
+            "for one that varies in time give a function of the step."
+        )
+    if callable(kernel.matrix):
+        return
+    d_out = kernel.matrix.shape[0]
+    if kernel.offset is not None and not callable(kernel.offset):
+        if jnp.shape(kernel.offset) not in ((), (d_out,)):
+            raise ValueError(
+                f"`offset` of AffineGaussian must have shape ({d_out},) to go with a matrix of shape "
+                f"{kernel.matrix.shape}, got {jnp.shape(kernel.offset)}."
+            )
+    if kernel.covariance is not None:
+        if not callable(kernel.covariance):
+            _check_covariance(kernel.covariance, d_out)
+    elif not callable(kernel.scale):
+        shape = jnp.shape(kernel.scale)
+        if len(shape) not in (1, 2) or shape[0] != d_out:
+            raise ValueError(
+                f"`scale` of AffineGaussian must have shape ({d_out},) or ({d_out}, k) to go with a "
+                f"matrix of shape {kernel.matrix.shape}, got {shape}."
+            )
+
+
+def _check_covariance(covariance: Array, d_out: int) -> None:
+    if jnp.shape(covariance) != (d_out, d_out):
+        raise ValueError(
+            f"`covariance` of AffineGaussian must have shape ({d_out}, {d_out}), got "
+            f"{jnp.shape(covariance)}."
+        )
+    if isinstance(covariance, jax.core.Tracer):
+        return
+    value = np.asarray(covariance, float)
+    size = np.abs(value).max(initial=0.0)
+    tolerance = 100 * float(jnp.finfo(covariance.dtype).eps) * max(size, 1e-300)
+    if not np.allclose(value, value.T, atol=tolerance):
+        raise ValueError("`covariance` of AffineGaussian is not symmetric; use (C + C.T) / 2.")
+    if d_out and np.linalg.eigvalsh(value).min() < -d_out * tolerance:
+        raise ValueError(
+            "`covariance` of AffineGaussian is not positive semi-definite (smallest eigenvalue "
+            f"{np.linalg.eigvalsh(value).min():.3g}); check its construction, or give a factor "
+            "as `scale`."
+        )

@@ -1,0 +1,1 @@
+"""Learners: how parameters are found."""

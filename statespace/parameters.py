@@ -1,0 +1,177 @@
+"""Parameters: the array fields of a model, their supports, and what is frozen.
+
+A field declares its support with :func:`parameter`; undeclared floating-point array fields are real.
+Learners move in the unconstrained space through ``numpyro.distributions.transforms.biject_to``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.distributions import biject_to, constraints
+
+
+def as_array(value: Any) -> Array:
+    """A floating-point array; integers become the default float type."""
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(float)
+
+
+def parameter(support: constraints.Constraint = constraints.real, **kwargs: Any) -> Any:
+    """Declare a dataclass field of an ``equinox.Module`` as a parameter with this support.
+
+    Example:
+        >>> class Drift(eqx.Module):
+        ...     rate: Array = ss.parameter(constraints.positive)
+    """
+    kwargs.setdefault("converter", as_array)
+    return eqx.field(metadata={"support": support}, **kwargs)
+
+
+def constant(**kwargs: Any) -> Any:
+    """Declare a dataclass field that holds an array which no learner may move."""
+    kwargs.setdefault("converter", jnp.asarray)
+    return eqx.field(metadata={"constant": True}, **kwargs)
+
+
+class Frozen(eqx.Module):
+    """A model of which some parameters are not to be learned. Made by :func:`freeze`."""
+
+    model: Any
+    names: frozenset[str] = eqx.field(static=True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    @property
+    def initial(self) -> Any:
+        """Law of the state at the first moment."""
+        return self.model.initial
+
+    @property
+    def transition(self) -> Any:
+        """Law of the next state."""
+        return self.model.transition
+
+    @property
+    def observation(self) -> Any:
+        """Law of the observation."""
+        return self.model.observation
+
+
+def freeze(model: Any, *names: str) -> Frozen:
+    """The same model with the named parameters held at their values by every learner.
+
+    Args:
+        model: any model.
+        names: names as :func:`parameters` gives them; a prefix such as ``"trend"`` freezes all below it.
+
+    Raises:
+        ValueError: if a name is not a parameter of the model.
+    """
+    known = list(_leaves(model))
+    chosen = set()
+    for name in names:
+        below = [key for key in known if key == name or key.startswith(name + ".")]
+        if not below:
+            raise ValueError(f"`freeze`: {name!r} is not a parameter of the model; it has {known}.")
+        chosen.update(below)
+    already = model.names if isinstance(model, Frozen) else frozenset()
+    inner = model.model if isinstance(model, Frozen) else model
+    return Frozen(inner, already | chosen)
+
+
+def parameters(model: Any, *, frozen: bool = True) -> dict[str, Array]:
+    """The parameters by name (dotted paths of fields).
+
+    Args:
+        model: any model.
+        frozen: whether to include the frozen ones.
+    """
+    held = model.names if isinstance(model, Frozen) else frozenset()
+    return {k: leaf.value for k, leaf in _leaves(model).items() if frozen or k not in held}
+
+
+def supports(model: Any) -> dict[str, constraints.Constraint]:
+    """The support of each parameter by name."""
+    return {name: leaf.support for name, leaf in _leaves(model).items()}
+
+
+def replace(model: Any, values: Mapping[str, Any]) -> Any:
+    """The model with some parameters replaced.
+
+    Raises:
+        ValueError: if a name is not a parameter, or a value has another shape.
+    """
+    leaves = _leaves(model)
+    for name, value in values.items():
+        if name not in leaves:
+            raise ValueError(f"{name!r} is not a parameter of the model; it has {list(leaves)}.")
+        if jnp.shape(value) != jnp.shape(leaves[name].value):
+            raise ValueError(
+                f"parameter {name!r} has shape {jnp.shape(leaves[name].value)}, got {jnp.shape(value)}."
+            )
+    names = list(values)
+
+    def where(m: Any) -> list[Any]:
+        return [leaves[name].get(m) for name in names]
+
+    return eqx.tree_at(where, model, [jnp.asarray(values[name]) for name in names])
+
+
+def unconstrain(model: Any) -> dict[str, Array]:
+    """The free (not frozen) parameters, mapped to the unconstrained space."""
+    s = supports(model)
+    return {k: biject_to(s[k]).inv(v) for k, v in parameters(model, frozen=False).items()}
+
+
+def constrain(model: Any, free: Mapping[str, Array]) -> Any:
+    """The model with its free parameters set from unconstrained values; inverse of :func:`unconstrain`."""
+    s = supports(model)
+    return replace(model, {k: biject_to(s[k])(v) for k, v in free.items()})
+
+
+class _Leaf(NamedTuple):
+    value: Any
+    support: constraints.Constraint
+    get: Callable[[Any], Any]
+
+
+def _leaves(model: Any) -> dict[str, _Leaf]:
+    """Parameter leaves by dotted path, in the order of the fields."""
+    out: dict[str, _Leaf] = {}
+    _walk(model, (), constraints.real, lambda m: m, out)
+    return out
+
+
+def _walk(node: Any, path: tuple[str, ...], support: Any, get: Callable, out: dict) -> None:
+    if isinstance(node, Frozen):
+        _walk(node.model, path, support, lambda m: get(m).model, out)
+    elif dataclasses.is_dataclass(node) and isinstance(node, eqx.Module):
+        for field in dataclasses.fields(node):
+            if field.metadata.get("static") or field.metadata.get("constant"):
+                continue
+            name = () if field.metadata.get("transparent") else (field.name,)
+            _walk(
+                getattr(node, field.name),
+                path + name,
+                field.metadata.get("support", constraints.real),
+                lambda m, f=field.name: getattr(get(m), f),
+                out,
+            )
+    elif isinstance(node, dict):
+        for key in node:
+            _walk(node[key], (*path, str(key)), support, lambda m, k=key: get(m)[k], out)
+    elif isinstance(node, (tuple, list)):
+        for i in range(len(node)):
+            _walk(node[i], (*path, str(i)), support, lambda m, i=i: get(m)[i], out)
+    elif isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jnp.inexact):
+        out[".".join(path)] = _Leaf(node, support, get)
