@@ -1,0 +1,84 @@
+"""The reference, taken from the public face of the package itself.
+
+`.. public-api:: statespace.verbs` lists and documents every name in `statespace.__all__` that is
+defined in that module or below it. If there is none, the module is one that is used by its own
+name (`ss.plot.smoothed`), and its own public names are listed. A public name that is on no page is
+a warning, so that the reference stays complete by itself.
+"""
+
+import importlib
+import inspect
+import types
+
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = "statespace"
+
+
+def public_names(module: types.ModuleType) -> dict[str, object]:
+    """Return the public objects of a module by name, submodules apart."""
+    names = getattr(module, "__all__", None)
+    if names is None:
+        names = [name for name, value in vars(module).items() if below(value, module.__name__)]
+    found = {name: getattr(module, name) for name in names if not name.startswith("_")}
+    return {k: v for k, v in found.items() if not isinstance(v, types.ModuleType)}
+
+
+def below(value: object, prefix: str) -> bool:
+    """Whether a value is defined in the module `prefix` or in one below it."""
+    module = getattr(value, "__module__", None) or ""
+    return module == prefix or module.startswith(prefix + ".")
+
+
+class PublicAPI(SphinxDirective):
+    """Document the public names of one or more modules."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self):
+        """Write autosummary and autodoc directives, and have them parsed."""
+        face = public_names(importlib.import_module(PACKAGE))
+        lines = []
+        for prefix in self.arguments[0].split():
+            home, names = PACKAGE, {k: v for k, v in face.items() if below(v, prefix)}
+            if not names:
+                try:
+                    home, names = prefix, public_names(importlib.import_module(prefix))
+                except ImportError as error:
+                    logger.warning("%s", error, location=self.get_location())
+            if not names:
+                logger.warning("%s: nothing public", prefix, location=self.get_location())
+                continue
+            page = self.env.metadata[self.env.docname]
+            page["public_api"] = " ".join([page.get("public_api", ""), *names])
+            lines += [f".. currentmodule:: {home}", "", ".. autosummary::", "   :nosignatures:", ""]
+            lines += [f"   {name}" for name in names]
+            for name, value in names.items():
+                if inspect.isclass(value):
+                    lines += ["", f".. autoclass:: {name}", "   :members:"]
+                else:
+                    kind = "autofunction" if callable(value) else "autodata"
+                    lines += ["", f".. {kind}:: {name}"]
+            lines.append("")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def check_complete(app, env):
+    """Warn of public names that no page documents."""
+    documented = set()
+    for page in env.metadata.values():
+        documented.update(page.get("public_api", "").split())
+    left = set(public_names(importlib.import_module(PACKAGE))) - documented
+    for name in sorted(left):
+        logger.warning("%s.%s is public and on no page of docs/api", PACKAGE, name)
+
+
+def setup(app):
+    """Register the directive and the check."""
+    app.add_directive("public-api", PublicAPI)
+    app.connect("env-check-consistency", check_complete)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
