@@ -3,6 +3,7 @@
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.model import Conditional, Model, StateSpaceModel, Step
+from statespace.models.linear_gaussian import LinearGaussian
 from statespace.parameters import constant, freeze, parameter, parameters
 
 __version__ = "0.1.0"

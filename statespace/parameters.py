@@ -23,8 +23,16 @@ def as_array(value: Any) -> Array:
     return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(float)
 
 
-def parameter(support: constraints.Constraint = constraints.real, **kwargs: Any) -> Any:
+Support = constraints.Constraint | Callable[[Array], constraints.Constraint]
+
+
+def parameter(support: Support = constraints.real, **kwargs: Any) -> Any:
     """Declare a dataclass field of an ``equinox.Module`` as a parameter with this support.
+
+    Args:
+        support: a constraint; or a function of the value that gives one, where the support
+            depends on the shape (standard deviations or a triangular factor).
+        **kwargs: passed to ``equinox.field``.
 
     Example:
         >>> class Drift(eqx.Module):
@@ -174,4 +182,6 @@ def _walk(node: Any, path: tuple[str, ...], support: Any, get: Callable, out: di
         for i in range(len(node)):
             _walk(node[i], (*path, str(i)), support, lambda m, i=i: get(m)[i], out)
     elif isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jnp.inexact):
+        if not isinstance(support, constraints.Constraint):
+            support = support(node)
         out[".".join(path)] = _Leaf(node, support, get)

@@ -1,0 +1,101 @@
+"""Checks of a model's parameters: shapes always, values wherever they are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.distributions import constraints
+
+from statespace.parameters import as_array
+
+
+def optional_array(value: Any) -> Array | None:
+    """A floating-point array, or None: the converter of a parameter that may be absent."""
+    return None if value is None else as_array(value)
+
+
+def known(value: Any) -> bool:
+    """Whether the values can be looked at: under ``jit``, ``grad`` and ``vmap`` they cannot."""
+    return value is not None and not isinstance(value, jax.core.Tracer)
+
+
+def require_shape(name: str, value: Array, shape: tuple[int, ...], remedy: str = "") -> None:
+    """Refuse an array of another shape.
+
+    Raises:
+        ValueError: naming the argument, its shape and the one expected.
+    """
+    if jnp.shape(value) != shape:
+        raise ValueError(
+            f"`{name}` must have shape {shape}, got {jnp.shape(value)}.{_also(remedy)}"
+        )
+
+
+def require_finite(name: str, value: Array) -> None:
+    """Refuse NaN and infinities, where the values are known.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if known(value) and not np.all(np.isfinite(value)):
+        raise ValueError(f"`{name}` must be finite, got {np.asarray(value)}.")
+
+
+def require_positive(name: str, value: Array, *, zero: bool = True, remedy: str = "") -> None:
+    """Refuse negative numbers (and zeros unless ``zero``), where the values are known.
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    require_finite(name, value)
+    if known(value) and not np.all(np.asarray(value) >= 0 if zero else np.asarray(value) > 0):
+        kind = "not be negative" if zero else "be positive"
+        raise ValueError(f"`{name}` must {kind}, got {np.asarray(value)}.{_also(remedy)}")
+
+
+def require_support(
+    name: str, value: Array, support: constraints.Constraint, description: str
+) -> None:
+    """Refuse values outside a support, where they are known.
+
+    Raises:
+        ValueError: naming the argument, what it must be, and its value.
+    """
+    require_finite(name, value)
+    if known(value) and not np.all(support(value)):
+        raise ValueError(f"`{name}` must {description}, got {np.asarray(value)}.")
+
+
+def scale_support(value: Array) -> constraints.Constraint:
+    """Support of a noise scale: a vector of standard deviations, or a lower triangular factor."""
+    return constraints.positive if jnp.ndim(value) == 1 else constraints.lower_cholesky
+
+
+def require_scale(name: str, value: Array, d: int) -> None:
+    """Refuse a noise scale that is neither ``(d,)`` positive nor a ``(d, d)`` Cholesky factor.
+
+    Raises:
+        ValueError: naming the argument, its shape or values, and how to come by a factor.
+    """
+    if jnp.shape(value) not in ((d,), (d, d)):
+        raise ValueError(
+            f"`{name}` must have shape ({d},), standard deviations of independent noise, or "
+            f"({d}, {d}), a lower triangular factor of the covariance; got {jnp.shape(value)}."
+        )
+    if jnp.ndim(value) == 1:
+        require_positive(name, value, zero=False)
+        return
+    require_finite(name, value)
+    if known(value) and not np.all(constraints.lower_cholesky(value)):
+        raise ValueError(
+            f"`{name}` must be lower triangular with a positive diagonal, got\n"
+            f"{np.asarray(value)}\nFrom a covariance matrix use `jnp.linalg.cholesky(covariance)`."
+        )
+
+
+def _also(remedy: str) -> str:
+    return f" {remedy}" if remedy else ""
