@@ -77,8 +77,15 @@ def check_complete(app, env):
         logger.warning("%s.%s is public and on no page of docs/api", PACKAGE, name)
 
 
+def skip_tuple_fields(app, what, name, value, skip, options):
+    """Leave out the fields of named tuples: the class's docstring says what they are."""
+    doc = getattr(value, "__doc__", None) or ""
+    return True if doc.startswith("Alias for field number") else None
+
+
 def setup(app):
     """Register the directive and the check."""
+    app.connect("autodoc-skip-member", skip_tuple_fields)
     app.add_directive("public-api", PublicAPI)
     app.connect("env-check-consistency", check_complete)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
