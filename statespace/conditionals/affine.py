@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from statespace.model import Step
 
@@ -84,16 +84,32 @@ class Gaussian(eqx.Module):
             is then ignored); or a matrix ``(d, q)`` whose columns span the diffuse directions. The
             likelihood is then the one under a flat prior on these directions (de Jong 1991; Durbin &
             Koopman 2012, section 7.2.2).
+        covariance: ``L L^T``, shape ``(d, d)``, in place of ``scale`` where the product is what is
+            known, as of a stationary law.
+
+    Raises:
+        TypeError: unless exactly one of ``scale`` and ``covariance`` is given.
+        ValueError: if shapes do not fit, or a covariance is not symmetric positive semi-definite.
     """
 
     mean: Float[Array, " d"]
-    scale: Float[Array, "..."]
-    diffuse: Bool[Array, " d"] | Float[Array, "d q"] | None = None
+    scale: Float[Array, "..."] | None
+    diffuse: Float[Array, "d q"] | None
+    covariance: Float[Array, "d d"] | None
 
-    def __init__(self, mean: Any, scale: Any, diffuse: Any = None):
-        self.mean = _part(mean)
-        self.scale = _part(scale)
-        self.diffuse = None if diffuse is None else _diffuse_directions(diffuse)
+    def __init__(
+        self, mean: Any, scale: Any = None, diffuse: Any = None, *, covariance: Any = None
+    ):
+        if (scale is None) == (covariance is None):
+            raise TypeError(
+                "Gaussian needs exactly one of `scale` (a factor L (d, k) of the covariance, or (d,) "
+                "standard deviations) and `covariance` (d, d); zeros for a known state."
+            )
+        self.mean = jnp.asarray(mean)
+        self.scale = None if scale is None else jnp.asarray(scale)
+        self.covariance = None if covariance is None else jnp.asarray(covariance)
+        self.diffuse = None if diffuse is None else _diffuse_directions(diffuse, self.mean.dtype)
+        _check_gaussian(self)
 
     def __call__(self, step: Step) -> dist.Distribution:
         """The distribution of the first state.
@@ -106,7 +122,9 @@ class Gaussian(eqx.Module):
                 "`initial` is diffuse in some directions, so it is no probability distribution: give "
                 "`Gaussian(mean, scale)` a finite scale, or pass `initial_state=` to simulate."
             )
-        return normal(self.mean, self.scale)
+        return normal(
+            self.mean, self.scale if self.covariance is None else psd_factor(self.covariance)
+        )
 
 
 def normal(mean: Float[Array, " d"], scale: Float[Array, "..."]) -> dist.Distribution:
@@ -146,11 +164,35 @@ def _evaluate(part: Part, step: Step) -> Array:
     return jnp.asarray(part(step)) if callable(part) else part
 
 
-def _diffuse_directions(diffuse: Any) -> Array:
-    diffuse = jnp.asarray(diffuse)
-    if diffuse.dtype == bool:
-        return jnp.eye(len(diffuse))[:, [i for i, flag in enumerate(diffuse) if flag]]
-    return diffuse
+def _diffuse_directions(diffuse: Any, dtype: Any) -> Array:
+    """Columns that span the diffuse directions. A mask decides a shape, so it must be known."""
+    if isinstance(diffuse, jax.core.Tracer) and diffuse.dtype == bool:
+        raise TypeError(
+            "`diffuse` of Gaussian decides how many states are diffuse, so it cannot be traced: give the "
+            "mask as a tuple or a NumPy array."
+        )
+    if isinstance(diffuse, jax.core.Tracer) or np.asarray(diffuse).dtype != bool:
+        return jnp.asarray(diffuse)
+    mask = np.asarray(diffuse)
+    return jnp.asarray(np.eye(len(mask))[:, mask], dtype if dtype.kind == "f" else float)
+
+
+def _check_gaussian(law: Gaussian) -> None:
+    if law.mean.ndim != 1:
+        raise ValueError(f"`mean` of Gaussian must have shape (d,), got {law.mean.shape}.")
+    d = law.mean.shape[0]
+    if law.covariance is not None:
+        _check_covariance(law.covariance, d, "Gaussian")
+    elif law.scale.ndim not in (1, 2) or law.scale.shape[0] != d:
+        raise ValueError(
+            f"`scale` of Gaussian must have shape ({d},) or ({d}, k) to go with a mean of shape ({d},), "
+            f"got {law.scale.shape}."
+        )
+    if law.diffuse is not None and (law.diffuse.ndim != 2 or law.diffuse.shape[0] != d):
+        raise ValueError(
+            f"`diffuse` of Gaussian must be a mask of shape ({d},) or directions of shape ({d}, q) to go "
+            f"with a mean of shape ({d},), got {law.diffuse.shape}."
+        )
 
 
 def _check_affine(kernel: AffineGaussian) -> None:
@@ -171,7 +213,7 @@ def _check_affine(kernel: AffineGaussian) -> None:
             )
     if kernel.covariance is not None:
         if not callable(kernel.covariance):
-            _check_covariance(kernel.covariance, d_out)
+            _check_covariance(kernel.covariance, d_out, "AffineGaussian")
     elif not callable(kernel.scale):
         shape = jnp.shape(kernel.scale)
         if len(shape) not in (1, 2) or shape[0] != d_out:
@@ -181,10 +223,10 @@ def _check_affine(kernel: AffineGaussian) -> None:
             )
 
 
-def _check_covariance(covariance: Array, d_out: int) -> None:
+def _check_covariance(covariance: Array, d_out: int, owner: str) -> None:
     if jnp.shape(covariance) != (d_out, d_out):
         raise ValueError(
-            f"`covariance` of AffineGaussian must have shape ({d_out}, {d_out}), got "
+            f"`covariance` of {owner} must have shape ({d_out}, {d_out}), got "
             f"{jnp.shape(covariance)}."
         )
     if isinstance(covariance, jax.core.Tracer):
@@ -193,10 +235,10 @@ def _check_covariance(covariance: Array, d_out: int) -> None:
     size = np.abs(value).max(initial=0.0)
     tolerance = 100 * float(jnp.finfo(covariance.dtype).eps) * max(size, 1e-300)
     if not np.allclose(value, value.T, atol=tolerance):
-        raise ValueError("`covariance` of AffineGaussian is not symmetric; use (C + C.T) / 2.")
+        raise ValueError(f"`covariance` of {owner} is not symmetric; use (C + C.T) / 2.")
     if d_out and np.linalg.eigvalsh(value).min() < -d_out * tolerance:
         raise ValueError(
-            "`covariance` of AffineGaussian is not positive semi-definite (smallest eigenvalue "
+            f"`covariance` of {owner} is not positive semi-definite (smallest eigenvalue "
             f"{np.linalg.eigvalsh(value).min():.3g}); check its construction, or give a factor "
             "as `scale`."
         )
