@@ -41,7 +41,9 @@ class PublicAPI(SphinxDirective):
 
     def run(self):
         """Write autosummary and autodoc directives, and have them parsed."""
-        face = public_names(importlib.import_module(PACKAGE))
+        package = importlib.import_module(PACKAGE)
+        self.env.note_dependency(package.__file__)
+        face = public_names(package)
         lines = []
         for prefix in self.arguments[0].split():
             home, names = PACKAGE, {k: v for k, v in face.items() if below(v, prefix)}
