@@ -5,6 +5,7 @@ from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.model import Conditional, Model, StateSpaceModel, Step
 from statespace.models.linear_gaussian import LinearGaussian
 from statespace.parameters import constant, freeze, parameter, parameters
+from statespace.posterior import Forecast, GaussianPosterior
 from statespace.series import Panel, Series
 
 __version__ = "0.1.0"

@@ -1,0 +1,375 @@
+"""What inference returns: the law of the states given the data, and of observations to come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from statespace.arviz import time_coordinate, to_inference_data
+from statespace.conditionals.affine import psd_factor
+from statespace.labels import Labels
+from statespace.scores import Score, score_gaussian, whiten
+from statespace.series import as_series
+
+
+class Gaussians(eqx.Module):
+    """A Gaussian at each moment: the face that posteriors, forecasts and components share."""
+
+    mean: eqx.AbstractVar[Float[Array, "T d"]]
+    covariance: eqx.AbstractVar[Float[Array, "T d d"]]
+    times: eqx.AbstractVar[Float[Array, " T"]]
+    labels: eqx.AbstractVar[Labels | None]
+
+    def __len__(self) -> int:
+        return self.mean.shape[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the d coordinates."""
+        raise NotImplementedError
+
+    @property
+    def std(self) -> Float[Array, "T d"]:
+        """Standard deviation of each coordinate at each moment."""
+        variance = jnp.diagonal(self.covariance, axis1=-2, axis2=-1)
+        return jnp.sqrt(jnp.maximum(variance, 0.0))
+
+    def quantile(self, q: Any) -> Float[Array, "*Q T d"]:
+        """Quantiles of each coordinate at each moment.
+
+        Args:
+            q: a probability in (0, 1), or an array of them.
+
+        Returns:
+            Shape ``(T, d)``, or ``(Q, T, d)`` for Q probabilities.
+
+        Raises:
+            ValueError: if a probability is not inside (0, 1).
+        """
+        _check_probabilities("q", q)
+        z = ndtri(jnp.asarray(q, self.mean.dtype))[..., None, None]
+        # A flat direction has an infinite deviation; its median is the mean all the same.
+        return self.mean + jnp.where(z == 0, 0.0, z * self.std)
+
+    def interval(self, level: float = 0.9) -> tuple[Float[Array, "T d"], Float[Array, "T d"]]:
+        """Bounds of the central interval with this probability, each ``(T, d)``.
+
+        Raises:
+            ValueError: if the level is not inside (0, 1).
+        """
+        _check_probabilities("level", level)
+        low, high = self.quantile(jnp.asarray([0.5 - level / 2, 0.5 + level / 2]))
+        return low, high
+
+    def to_pandas(self, level: float = 0.9) -> Any:
+        """A DataFrame over the moments, with columns (coordinate, mean | std | lower | upper).
+
+        Args:
+            level: probability of the central interval between lower and upper.
+        """
+        import pandas as pd
+
+        low, high = self.interval(level)
+        parts = {"mean": self.mean, "std": self.std, "lower": low, "upper": high}
+        columns = {
+            (name, part): np.asarray(values)[:, i]
+            for i, name in enumerate(self.names)
+            for part, values in parts.items()
+        }
+        return pd.DataFrame(columns, index=moments(self.times, self.labels))
+
+    def _sample_each(self, key: PRNGKeyArray, draws: int) -> Float[Array, "draws T d"]:
+        """Draws that are independent from moment to moment."""
+        factor = jax.vmap(psd_factor)(self.covariance)
+        noise = jax.random.normal(key, (draws, *self.mean.shape), self.mean.dtype)
+        return self.mean + jnp.einsum("tij,dtj->dti", factor, noise)
+
+
+class Component(Gaussians):
+    """What one named part of a model contributes to the observations, ``H_part x``.
+
+    Attributes:
+        mean: shape ``(T, m)``.
+        covariance: shape ``(T, m, m)``.
+        times: shape ``(T,)``.
+        labels: of the recording, or None.
+    """
+
+    mean: Float[Array, "T m"]
+    covariance: Float[Array, "T m m"]
+    times: Float[Array, " T"]
+    labels: Labels | None = eqx.field(static=True, default=None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the channels."""
+        return channel_names(self.labels, self.mean.shape[1])
+
+
+class GaussianPosterior(Gaussians):
+    """The law of the states given the data, Gaussian at each moment.
+
+    Attributes:
+        mean: ``E[x_t | data]``, shape ``(T, n)``.
+        covariance: ``Cov[x_t | data]``, shape ``(T, n, n)``.
+        times: shape ``(T,)``.
+        log_likelihood: log density of all observations.
+        pointwise: log density of the observations at each moment given those before, shape ``(T,)``, of
+            which the log likelihood is the sum; 0 where nothing was observed.
+        predicted_mean: of ``y_t`` given ``y_0 … y_{t-1}``, shape ``(T, m)``.
+        predicted_covariance: the same, shape ``(T, m, m)``.
+        y: the observations, shape ``(T, m)``, NaN where missing.
+        lag_one: ``Cov[x_t, x_{t+1} | data]``, shape ``(T - 1, n, n)``, or None.
+        chain: the Gaussian chain behind it, from which trajectories are drawn; it may begin before the
+            first moment, but ends with the last one. None where there is none.
+        loadings: part of the model to the matrix, ``(1 | T, m, n)``, by which it adds to the
+            observations; or None where the model names no parts.
+        kind: "filtered" (given the data up to each moment) or "smoothed" (given all data).
+        labels: names of moments and channels, or None.
+        state_names: names of the n states, or None.
+        form: the form of the chain's arithmetic, "covariance" or "sqrt".
+        parallel: whether over an associative scan; None for by platform.
+    """
+
+    mean: Float[Array, "T n"]
+    covariance: Float[Array, "T n n"]
+    times: Float[Array, " T"]
+    log_likelihood: Float[Array, ""] | None = None
+    pointwise: Float[Array, " T"] | None = None
+    predicted_mean: Float[Array, "T m"] | None = None
+    predicted_covariance: Float[Array, "T m m"] | None = None
+    y: Float[Array, "T m"] | None = None
+    lag_one: Float[Array, "T-1 n n"] | None = None
+    chain: Any = None
+    loadings: dict[str, Float[Array, "_ m n"]] | None = None
+    kind: Literal["filtered", "smoothed"] = eqx.field(static=True, default="smoothed")
+    labels: Labels | None = eqx.field(static=True, default=None)
+    state_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    form: str | None = eqx.field(static=True, default=None)
+    parallel: bool | None = eqx.field(static=True, default=None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the states; x0, x1 … where the model gives none."""
+        if self.state_names is not None:
+            return self.state_names
+        return tuple(f"x{i}" for i in range(self.mean.shape[1]))
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the observed channels; y0, y1 … (y for a single one) where the data has none."""
+        return channel_names(self.labels, 1 if self.y is None else self.y.shape[1])
+
+    @property
+    def innovations(self) -> Float[Array, "T m"]:
+        """Standardised one-step prediction errors: independent N(0, 1) when the model is right.
+
+        Several channels are whitened by the Cholesky factor of their predicted covariance, in their order.
+        NaN where missing, and where the prediction was still diffuse (infinitely uncertain).
+
+        Raises:
+            ValueError: if the posterior holds no predictions.
+        """
+        if self.y is None or self.predicted_mean is None or self.predicted_covariance is None:
+            raise ValueError(
+                "this posterior holds no one-step predictions: make it with `filter` or `smooth` of a "
+                "linear Gaussian model."
+            )
+        return whiten(self.y - self.predicted_mean, self.predicted_covariance)[0]
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """What each named part of the model contributes to the observations.
+
+        Raises:
+            ValueError: if the model names no parts.
+        """
+        if self.loadings is None:
+            raise ValueError(
+                "the model names no components; a sum of structural parts, such as "
+                "`LocalLevel(...) + Seasonal(...)`, does."
+            )
+        return {name: self._component(matrix) for name, matrix in self.loadings.items()}
+
+    def _component(self, matrix: Float[Array, "_ m n"]) -> Component:
+        matrix = jnp.broadcast_to(matrix, (len(self), *matrix.shape[1:]))
+        mean = jnp.einsum("tmn,tn->tm", matrix, self.mean)
+        covariance = jnp.einsum("tmi,tij,tkj->tmk", matrix, self.covariance, matrix)
+        return Component(mean, covariance, self.times, self.labels)
+
+    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws T n"]:
+        """Draws of the states.
+
+        Of a smoothed posterior these are joint trajectories, exact draws from the law of all states given
+        all data. A filtered posterior is a law for each moment, given different data, and has no joint
+        one: its draws are independent from moment to moment.
+
+        Args:
+            key: a PRNG key.
+            draws: how many.
+
+        Raises:
+            ValueError: if the posterior is smoothed but holds no chain to draw trajectories from.
+        """
+        if self.kind == "filtered":
+            return self._sample_each(key, draws)
+        if self.chain is None:
+            raise ValueError(
+                "this posterior holds no chain to draw trajectories from: make it with `smooth`, or "
+                "draw with `sample_states(model, data, key=key, draws=draws)`."
+            )
+        from statespace.chains import gaussian
+
+        form = {} if self.form is None else {"form": self.form}
+        sampled = gaussian.sample(self.chain, key, draws, parallel=self.parallel, **form)
+        return sampled[:, -len(self) :]
+
+    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
+        """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
+
+        Groups: ``posterior`` with draws of ``states`` (chain, draw, time, state); ``observed_data`` with
+        ``y`` (time, channel); ``log_likelihood`` with the one-step predictive log density of ``y`` (time).
+        The last has no axis of draws because the parameters are fixed: there is nothing for
+        ``arviz.loo`` to reweight. Draws of parameters (``fit`` with ``NUTS``) have one.
+
+        Args:
+            key: a PRNG key for the draws; default: a fixed one.
+            draws: how many.
+
+        Raises:
+            ImportError: if ArviZ is not installed.
+        """
+        key = jax.random.key(0) if key is None else key
+        states = (("chain", "draw", "time", "state"), self.sample(key, draws)[None])
+        groups = {"posterior": {"states": states}}
+        if self.pointwise is not None:
+            groups["log_likelihood"] = {"y": (("time",), self.pointwise)}
+        if self.y is not None:
+            groups["observed_data"] = {"y": (("time", "channel"), self.y)}
+        coords = {
+            "time": time_coordinate(self.times, self.labels),
+            "state": list(self.names),
+            "channel": list(self.channel_names),
+        }
+        return to_inference_data(groups, coords)
+
+
+class Forecast(Gaussians):
+    """The law of observations to come, Gaussian at each moment.
+
+    Attributes:
+        mean: ``E[y_t | data]``, shape ``(h, m)``.
+        covariance: ``Cov[y_t | data]``, noise included, shape ``(h, m, m)``.
+        times: shape ``(h,)``.
+        state: the posterior of the states at these moments, or None.
+        labels: names of these moments and of the channels, or None.
+    """
+
+    mean: Float[Array, "h m"]
+    covariance: Float[Array, "h m m"]
+    times: Float[Array, " h"]
+    state: GaussianPosterior | None = None
+    labels: Labels | None = eqx.field(static=True, default=None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the channels."""
+        return channel_names(self.labels, self.mean.shape[1])
+
+    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
+        """Paths of observations to come, drawn jointly over the moments.
+
+        Args:
+            key: a PRNG key.
+            draws: how many.
+
+        Raises:
+            ValueError: if the forecast holds no chain to draw paths from.
+        """
+        if self.state is None or self.state.chain is None:
+            raise ValueError(
+                "this forecast holds no chain to draw paths from: make it with `forecast(model, data)`."
+            )
+        k1, k2 = jax.random.split(key)
+        states = self.state.sample(k1, draws)
+        seen = self.state.chain.potentials
+        matrix, offset, noise = (
+            part[-len(self) :] for part in (seen.matrix, seen.offset, seen.noise)
+        )
+        factor = noise if self.state.form == "sqrt" else jax.vmap(psd_factor)(noise)
+        white = jax.random.normal(k2, (draws, len(self), factor.shape[-1]), self.mean.dtype)
+        # Arrays that are constant in time have a leading axis of 1, which broadcasts.
+        return (
+            jnp.einsum("...tmn,...tn->...tm", matrix, states)
+            + offset
+            + jnp.einsum("...tmk,...tk->...tm", factor, white)
+        )
+
+    def score(self, y: Any, levels: Sequence[float] = (0.5, 0.8, 0.95)) -> Score:
+        """Scores against what came: log score, CRPS, absolute error, coverage of intervals.
+
+        Args:
+            y: observations at the moments of the forecast, shape ``(h,)`` or ``(h, m)``, NaN where missing;
+                a pandas object is aligned by its index where the forecast has dates.
+            levels: probabilities of the central intervals whose coverage is counted.
+
+        Raises:
+            ValueError: if there is not one observation for each moment and channel.
+        """
+        _check_probabilities("levels", levels)
+        index = None if self.labels is None else self.labels.index
+        if index is not None and type(y).__module__.split(".")[0] == "pandas":
+            y = y.reindex(index)
+        values = as_series(y).channels
+        if values.shape != self.mean.shape:
+            raise ValueError(
+                f"`y` must have shape {self.mean.shape}, one row for each moment of the forecast, got "
+                f"{values.shape}."
+            )
+        return score_gaussian(values, self.mean, self.covariance, tuple(levels))
+
+    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
+        """For ArviZ: group ``predictions`` with ``y`` (chain, draw, time, channel).
+
+        Args:
+            key: a PRNG key for the draws; default: a fixed one.
+            draws: how many.
+
+        Raises:
+            ImportError: if ArviZ is not installed.
+        """
+        key = jax.random.key(0) if key is None else key
+        coords = {"time": time_coordinate(self.times, self.labels), "channel": list(self.names)}
+        paths = (("chain", "draw", "time", "channel"), self.sample(key, draws)[None])
+        return to_inference_data({"predictions": {"y": paths}}, coords)
+
+
+def moments(times: Any, labels: Labels | None) -> Any:
+    """The pandas index of moments: dates where there are any, else the times."""
+    import pandas as pd
+
+    if labels is not None and labels.index is not None:
+        return labels.index
+    return pd.Index(np.asarray(times), name="time")
+
+
+def channel_names(labels: Labels | None, m: int) -> tuple[str, ...]:
+    """Names of the channels; y0, y1 … (y for a single one) where the data has none."""
+    if labels is not None and labels.channels is not None:
+        return labels.channels
+    return ("y",) if m == 1 else tuple(f"y{i}" for i in range(m))
+
+
+def _check_probabilities(argument: str, values: Any) -> None:
+    if isinstance(values, jax.core.Tracer):
+        return
+    array = np.asarray(values, float)
+    if not ((array > 0) & (array < 1)).all():
+        raise ValueError(f"`{argument}` must be probabilities inside (0, 1), got {values}.")
