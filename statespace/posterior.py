@@ -20,7 +20,7 @@ from statespace.series import as_series
 
 
 class Gaussians(eqx.Module):
-    """A Gaussian at each moment: the face that posteriors, forecasts and components share."""
+    """A Gaussian at each moment: the face that posteriors and forecasts share."""
 
     mean: eqx.AbstractVar[Float[Array, "T d"]]
     covariance: eqx.AbstractVar[Float[Array, "T d d"]]
@@ -92,27 +92,6 @@ class Gaussians(eqx.Module):
         return self.mean + jnp.einsum("tij,dtj->dti", factor, noise)
 
 
-class Component(Gaussians):
-    """What one named part of a model contributes to the observations, ``H_part x``.
-
-    Attributes:
-        mean: shape ``(T, m)``.
-        covariance: shape ``(T, m, m)``.
-        times: shape ``(T,)``.
-        labels: of the recording, or None.
-    """
-
-    mean: Float[Array, "T m"]
-    covariance: Float[Array, "T m m"]
-    times: Float[Array, " T"]
-    labels: Labels | None = eqx.field(static=True, default=None)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the channels."""
-        return channel_names(self.labels, self.mean.shape[1])
-
-
 class GaussianPosterior(Gaussians):
     """The law of the states given the data, Gaussian at each moment.
 
@@ -129,8 +108,8 @@ class GaussianPosterior(Gaussians):
         lag_one: ``Cov[x_t, x_{t+1} | data]``, shape ``(T - 1, n, n)``, or None.
         chain: the Gaussian chain behind it, from which trajectories are drawn; it may begin before the
             first moment, but ends with the last one. None where there is none.
-        loadings: part of the model to the matrix, ``(1 | T, m, n)``, by which it adds to the
-            observations; or None where the model names no parts.
+        components: what each named part of the model contributes to the observations, with ``mean`` and
+            ``std``, ``(T,)`` each; None where the model names no parts.
         kind: "filtered" (given the data up to each moment) or "smoothed" (given all data).
         labels: names of moments and channels, or None.
         state_names: names of the n states, or None.
@@ -148,7 +127,7 @@ class GaussianPosterior(Gaussians):
     y: Float[Array, "T m"] | None = None
     lag_one: Float[Array, "T-1 n n"] | None = None
     chain: Any = None
-    loadings: dict[str, Float[Array, "_ m n"]] | None = None
+    components: dict[str, Any] | None = None
     kind: Literal["filtered", "smoothed"] = eqx.field(static=True, default="smoothed")
     labels: Labels | None = eqx.field(static=True, default=None)
     state_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
@@ -183,26 +162,6 @@ class GaussianPosterior(Gaussians):
                 "linear Gaussian model."
             )
         return whiten(self.y - self.predicted_mean, self.predicted_covariance)[0]
-
-    @property
-    def components(self) -> dict[str, Component]:
-        """What each named part of the model contributes to the observations.
-
-        Raises:
-            ValueError: if the model names no parts.
-        """
-        if self.loadings is None:
-            raise ValueError(
-                "the model names no components; a sum of structural parts, such as "
-                "`LocalLevel(...) + Seasonal(...)`, does."
-            )
-        return {name: self._component(matrix) for name, matrix in self.loadings.items()}
-
-    def _component(self, matrix: Float[Array, "_ m n"]) -> Component:
-        matrix = jnp.broadcast_to(matrix, (len(self), *matrix.shape[1:]))
-        mean = jnp.einsum("tmn,tn->tm", matrix, self.mean)
-        covariance = jnp.einsum("tmi,tij,tkj->tmk", matrix, self.covariance, matrix)
-        return Component(mean, covariance, self.times, self.labels)
 
     def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws T n"]:
         """Draws of the states.

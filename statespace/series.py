@@ -134,7 +134,7 @@ class Series(eqx.Module):
         clock = read_times(times, None, len(times), None)
         given, _ = read_inputs(inputs, None, len(times))
         dtype = jnp.result_type(float) if dtype is None else dtype
-        return _assemble(
+        return assemble(
             Series,
             y=jnp.full((len(times), channels), jnp.nan, dtype),
             times=jnp.asarray(clock.times).astype(dtype),
@@ -221,7 +221,7 @@ class Panel(eqx.Module):
     def series(self) -> list[Series]:
         """The recordings, each at its own length."""
         return [
-            _assemble(
+            assemble(
                 Series,
                 y=self.y[i, :n, 0] if self.flat else self.y[i, :n],
                 times=self.times[i, :n],
@@ -374,7 +374,7 @@ def _pad(series: Series, length: int) -> tuple[Array, Array, Array, Array | None
     return y, times, intervals, inputs
 
 
-def _assemble(cls: type, **fields: Any) -> Any:
+def assemble(cls: type, **fields: Any) -> Any:
     """A record from its fields, as a pytree is rebuilt: past ``__init__`` and its reading."""
     made = object.__new__(cls)
     for name, value in fields.items():
@@ -384,4 +384,4 @@ def _assemble(cls: type, **fields: Any) -> Any:
 
 def _with(record: Any, **changes: Any) -> Any:
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    return _assemble(type(record), **(fields | changes))
+    return assemble(type(record), **(fields | changes))
