@@ -3,7 +3,17 @@
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.model import Conditional, Model, StateSpaceModel, Step
+from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.linear_gaussian import LinearGaussian
+from statespace.models.regression import Regression
+from statespace.models.structural import (
+    Cycle,
+    Irregular,
+    LocalLevel,
+    LocalLinearTrend,
+    Seasonal,
+    Structural,
+)
 from statespace.parameters import constant, freeze, parameter, parameters
 from statespace.posterior import Forecast, GaussianPosterior
 from statespace.series import Panel, Series

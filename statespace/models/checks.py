@@ -18,9 +18,20 @@ def optional_array(value: Any) -> Array | None:
     return None if value is None else as_array(value)
 
 
+def optional_scale(value: Any) -> Array | None:
+    """A standard deviation, or None for no noise; a 0 that is known to be one means None as well.
+
+    A standard deviation of 0 has no unconstrained counterpart, so as a parameter it could not be learned.
+    """
+    if value is None:
+        return None
+    value = as_array(value)
+    return None if known(value) and value.ndim == 0 and value == 0 else value
+
+
 def known(value: Any) -> bool:
     """Whether the values can be looked at: under ``jit``, ``grad`` and ``vmap`` they cannot."""
-    return value is not None and not isinstance(value, jax.core.Tracer)
+    return isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer)
 
 
 def require_shape(name: str, value: Array, shape: tuple[int, ...], remedy: str = "") -> None:
@@ -55,6 +66,17 @@ def require_positive(name: str, value: Array, *, zero: bool = True, remedy: str 
     if known(value) and not np.all(np.asarray(value) >= 0 if zero else np.asarray(value) > 0):
         kind = "not be negative" if zero else "be positive"
         raise ValueError(f"`{name}` must {kind}, got {np.asarray(value)}.{_also(remedy)}")
+
+
+def require_standard_deviation(name: str, value: Array | None) -> None:
+    """Refuse a standard deviation that is not a scalar, negative or not finite.
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    if value is not None:
+        require_shape(name, value, (), "It is one standard deviation, of one series.")
+        require_positive(name, value)
 
 
 def require_support(
