@@ -1,1 +1,27 @@
-"""TODO"""
+"""The Gaussian chain: affine Gaussian kernels and Gaussian potentials; exact, in four interchangeable forms.
+
+Every function takes ``form`` ("covariance" or "sqrt": what ``noise`` holds and the recursions carry) and
+``parallel`` (associative scans instead of sequential ones).
+"""
+
+from statespace.chains.gaussian.likelihood import log_likelihood, pointwise, value_and_score
+from statespace.chains.gaussian.posterior import Filtered, Smoothed, filter, sample, smooth
+from statespace.chains.gaussian.types import Chain, Form, Initial, Observed, Sites, Transitions, length
+
+__all__ = [
+    "Chain",
+    "Filtered",
+    "Form",
+    "Initial",
+    "Observed",
+    "Sites",
+    "Smoothed",
+    "Transitions",
+    "filter",
+    "length",
+    "log_likelihood",
+    "pointwise",
+    "sample",
+    "smooth",
+    "value_and_score",
+]

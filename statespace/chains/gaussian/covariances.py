@@ -1,0 +1,321 @@
+"""The covariance pass: gains and covariances of every moment. It never looks at the data's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from statespace.chains.associative import prefix_scan
+from statespace.chains.batching import batch_last
+from statespace.chains.gaussian import algebra as la
+from statespace.chains.gaussian.types import Chain, Form, Observed, Sites, is_constant, length
+
+_CHUNK = 16  # steps between two looks at whether the recursion has converged
+
+
+class Gains(NamedTuple):
+    """Per moment: predicted and filtered covariance (or factor), gain, and innovation factor.
+
+    For observed potentials ``gain`` is ``P H^T S^{-1}`` and ``factor`` the Cholesky factor of ``S``. For
+    sites ``gain`` is the filtered covariance, which multiplies ``shift - precision m``, and ``factor`` that
+    of ``I + U^T precision U`` with ``P = U U^T``.
+    """
+
+    predicted: Float[Array, "T n k"]
+    filtered: Float[Array, "T n k"]
+    gain: Float[Array, "T n m"]
+    factor: Float[Array, "T m m"]
+
+
+def covariance_pass(chain: Chain, form: Form, parallel: bool) -> Gains:
+    """Gains of a chain without mask (see :func:`statespace.chains.gaussian.likelihood.absorb_mask`)."""
+    p = chain.potentials
+    kind = Sites if isinstance(p, Sites) else Observed
+    potential = (p.precision, p.precision) if isinstance(p, Sites) else (p.matrix, p.noise)
+    steps = length(chain)
+    if parallel:
+        return _parallel(chain, form)
+    steady = is_constant(chain) and steps > 2 * _CHUNK
+    run = _sequential(kind, form, steps, steady)
+    f = chain.transitions
+    return Gains(*run(chain.initial.noise, f.matrix, f.noise, *potential))
+
+
+# one step ------------------------------------------------------------------------------------------
+
+
+def _update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
+    """``(P, H, R) -> (filtered, gain, factor)``, or with a site's precision for H."""
+
+    def observed_covariance(p: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
+        w = la.matmul_t(p, h)
+        factor = la.cholesky(la.matmul(h, w) + r)
+        v = la.solve_lower(factor, la.transpose(w))
+        return p - la.t_matmul(v, v), la.transpose(la.solve_lower_t(factor, v)), factor
+
+    def observed_sqrt(u: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
+        m, n = h.shape[:2]
+        hu = la.matmul(h, u)
+        r = jnp.broadcast_to(r, (*r.shape[:2], *hu.shape[2:]))
+        zero = jnp.zeros((n, r.shape[1], *hu.shape[2:]), hu.dtype)
+        full = la.tria(
+            jnp.concatenate(
+                [jnp.concatenate([hu, r], axis=1), jnp.concatenate([u, zero], axis=1)], axis=0
+            )
+        )
+        factor, cross = full[:m, :m], full[m:, :m]
+        gain = la.transpose(la.solve_lower_t(factor, la.transpose(cross)))
+        return full[m:, m:], gain, factor
+
+    def site_sqrt(u: Array, precision: Array, _: Array) -> tuple[Array, Array, Array]:
+        inner = la.symmetric(la.t_matmul(u, la.matmul(precision, u)))
+        factor = la.cholesky(la.eye(u.shape[0], inner) + inner)
+        filtered = la.transpose(la.solve_lower(factor, la.transpose(u)))
+        return filtered, la.matmul_t(filtered, filtered), factor
+
+    def site_covariance(p: Array, precision: Array, _: Array) -> tuple[Array, Array, Array]:
+        _, filtered, factor = site_sqrt(_root(p), precision, _)
+        return filtered, filtered, factor
+
+    if kind is Observed:
+        return observed_sqrt if form == "sqrt" else observed_covariance
+    return site_sqrt if form == "sqrt" else site_covariance
+
+
+def _root(p: Array) -> Array:
+    """A factor of a covariance that may be singular."""
+    if p.shape[0] <= la.UNROLLED:
+        return la.semi_cholesky(p)
+    values, vectors = jnp.linalg.eigh(p)
+    return vectors * jnp.sqrt(jnp.maximum(values, 0))
+
+
+def predict(p: Array, f: Array, q: Array, form: Form) -> Array:
+    """``F P F^T + Q``, or its factor."""
+    if form == "covariance":
+        return la.sandwich(f, p) + q
+    fu = la.matmul(f, p)
+    q = jnp.broadcast_to(q, (*q.shape[:2], *fu.shape[2:]))
+    return la.tria(jnp.concatenate([fu, q], axis=1))
+
+
+# sequential ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=None)
+def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..., Any]:
+    update = _update(kind, form)
+
+    def moment(p: Array, f: Array, q: Array, h: Array, r: Array) -> tuple[Array, Gains]:
+        filtered, gain, factor = update(p, h, r)
+        return predict(filtered, f, q, form), Gains(p, filtered, gain, factor)
+
+    def plain(p0: Array, f: Array, q: Array, h: Array, r: Array) -> Gains:
+        arrays = (pad_last(f, steps), pad_last(q, steps), h, r)
+        p0 = _full_carry(p0, f, q, h, r, form)
+        return scan_moments(lambda p, at: moment(p, *at), p0, arrays, steps)[1]
+
+    def until_converged(p0: Array, f: Array, q: Array, h: Array, r: Array) -> Gains:
+        chunks = -(-steps // _CHUNK)
+        at = (f[0], q[0], h[0], r[0])
+        p0 = _full_carry(p0, f, q, h, r, form)
+        out = jax.eval_shape(lambda p: moment(p, *at)[1], p0)
+        buffers = jax.tree.map(lambda s: jnp.zeros((chunks * _CHUNK, *s.shape), s.dtype), out)
+
+        def chunk(state: tuple) -> tuple:
+            i, p, _, buffers = state
+            new, outs = jax.lax.scan(lambda p, _: moment(p, *at), p, None, length=_CHUNK)
+            buffers = jax.tree.map(
+                lambda b, o: jax.lax.dynamic_update_slice_in_dim(b, o, i * _CHUNK, 0), buffers, outs
+            )
+            return i + 1, new, _same(outs.predicted[-1], new, form), buffers
+
+        def going(state: tuple) -> Array:
+            return (state[0] < chunks) & ~state[2]
+
+        used, _, _, buffers = jax.lax.while_loop(
+            going, chunk, (0, p0, jnp.zeros((), bool), buffers)
+        )
+        index = jnp.minimum(jnp.arange(steps), used * _CHUNK - 1)
+        return jax.tree.map(lambda b: b[index], buffers)
+
+    def small(p0: Array, f: Array, q: Array, h: Array, r: Array) -> bool:
+        return max(f.shape[1], h.shape[1]) <= la.UNROLLED and max(q.shape[2], r.shape[2]) <= 2 * la.UNROLLED
+
+    batched = batch_last(plain, small)
+    if not steady:
+        return batched
+    return _with_fallback(until_converged, batched, plain)
+
+
+def _with_fallback(fast: Callable, batched: Callable, plain: Callable) -> Callable:
+    """``fast`` for one series; the plain recursion under `vmap` and for derivatives."""
+
+    @jax.custom_batching.custom_vmap
+    def single(*args: Array) -> Gains:
+        return fast(*args)
+
+    @single.def_vmap
+    def _(size: int, in_batched: Any, *args: Array) -> tuple[Gains, Gains]:
+        axes = [0 if b else None for b in in_batched]
+        out = jax.vmap(batched, in_axes=axes, axis_size=size)(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    @jax.custom_jvp
+    def run(*args: Array) -> Gains:
+        return single(*args)
+
+    run.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    return run
+
+
+def _same(old: Array, new: Array, form: Form) -> Array:
+    """Whether two covariances agree to rounding, relative to each coordinate's own scale."""
+    if form == "covariance":
+        d = jnp.diagonal(new)
+        size = jnp.sqrt(jnp.maximum(d[:, None] * d[None, :], 0))
+    else:
+        size = jnp.sqrt(jnp.sum(new * new, axis=1, keepdims=True)) + jnp.zeros_like(new)
+    return jnp.all(jnp.abs(new - old) <= 4 * jnp.finfo(new.dtype).eps * size)
+
+
+def _full_carry(p0: Array, f: Array, q: Array, h: Array, r: Array, form: Form) -> Array:
+    """The first covariance in the shape that the recursion keeps: square, with all trailing axes."""
+    if form == "sqrt" and p0.shape[1] != p0.shape[0]:
+        p0 = la.tria(p0)
+    batch = jnp.broadcast_shapes(p0.shape[2:], *(a.shape[3:] for a in (f, q, h, r)))
+    dtype = jnp.result_type(p0, f, q, h, r)
+    return jnp.broadcast_to(p0, (*p0.shape[:2], *batch)).astype(dtype)
+
+
+def pad_last(x: Array, steps: int) -> Array:
+    """Transitions repeated once at the end, so that the last moment has one to predict with."""
+    if x.shape[0] == 1 or x.shape[0] == steps:
+        return x
+    return jnp.concatenate([x, x[-1:]])
+
+
+def scan_moments(
+    step: Callable, carry: Any, arrays: Any, steps: int, *, reverse: bool = False
+) -> tuple[Any, Any]:
+    """``lax.scan`` over arrays of leading length ``steps``, or 1 for those constant in time."""
+    leaves, tree = jax.tree.flatten(arrays)
+    varying = [x.shape[0] != 1 for x in leaves]
+    moving = [x for x, v in zip(leaves, varying, strict=True) if v]
+
+    def body(carry: Any, at: list[Array]) -> tuple[Any, Any]:
+        at = iter(at)
+        now = [next(at) if v else x[0] for x, v in zip(leaves, varying, strict=True)]
+        return step(carry, jax.tree.unflatten(tree, now))
+
+    return jax.lax.scan(body, carry, moving, length=steps, reverse=reverse)
+
+
+# parallel ------------------------------------------------------------------------------------------
+
+
+def _parallel(chain: Chain, form: Form) -> Gains:
+    """Filtered covariances by an associative scan (Särkkä & García-Fernández 2021; in square-root form
+    Yaghoobi et al. 2025), gains afterwards for all moments at once."""
+    f, p, steps = chain.transitions, chain.potentials, length(chain)
+    kind = Sites if isinstance(p, Sites) else Observed
+    h, r = (p.precision, p.precision) if kind is Sites else (p.matrix, p.noise)
+    update = _update(kind, form)
+    n = f.matrix.shape[1]
+    p0 = _full_carry(chain.initial.noise, f.matrix, f.noise, h, r, form)
+
+    def element(f: Array, q: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
+        """The law of x_t given x_{t-1} and the potential at t, and what the potential says of x_{t-1}."""
+        if form == "sqrt":
+            q = la.tria(q)
+        filtered, gain, factor = update(q, h, r)
+        a = f - la.matmul(gain, la.matmul(h, f))
+        if kind is Observed:
+            z = la.transpose(la.solve_lower(factor, la.matmul(h, f)))
+            return a, filtered, la.matmul_t(z, z) if form == "covariance" else _square(z)
+        information = la.symmetric(la.t_matmul(f, la.matmul(h, a)))
+        return a, filtered, information if form == "covariance" else _root(information)
+
+    def first(p0: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
+        filtered = update(p0, h, r)[0]
+        return jnp.zeros_like(filtered), filtered, jnp.zeros_like(filtered)
+
+    head = first(p0, h[0], r[0])
+    if steps > 1:
+        arrays = (f.matrix, f.noise, h[1:] if len(h) > 1 else h, r[1:] if len(r) > 1 else r)
+        axes = tuple(0 if len(x) > 1 else None for x in arrays)
+        args = tuple(x if len(x) > 1 else x[0] for x in arrays)
+        if all(ax is None for ax in axes):
+            later = jax.tree.map(lambda x: jnp.broadcast_to(x, (steps - 1, n, n)), element(*args))
+        else:
+            later = jax.vmap(element, in_axes=axes)(*args)
+        elements = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), head, later)
+    else:
+        elements = jax.tree.map(lambda a: a[None], head)
+    combine = _combine_sqrt if form == "sqrt" else _combine_covariance
+    _, filtered, _ = prefix_scan(combine, elements)
+
+    def ahead(p: Array, f: Array, q: Array) -> Array:
+        return predict(p, f, q, form)
+
+    predicted = p0[None]
+    if steps > 1:
+        predicted = jnp.concatenate([predicted, vmap_moments(ahead, filtered[:-1], f.matrix, f.noise)])
+    return Gains(predicted, *vmap_moments(update, predicted, h, r))
+
+
+def vmap_moments(function: Callable, *arrays: Array) -> Any:
+    """`vmap` over moments; arrays of leading length 1 are constant in time."""
+    steps = max(x.shape[0] for x in arrays)
+    axes = tuple(None if x.shape[0] == 1 and steps > 1 else 0 for x in arrays)
+    args = tuple(x[0] if ax is None else x for x, ax in zip(arrays, axes, strict=True))
+    return jax.vmap(function, in_axes=axes)(*args)
+
+
+def _square(z: Array) -> Array:
+    """An ``(n, n)`` factor of ``z z^T``."""
+    n, m = z.shape
+    return jnp.pad(z, ((0, 0), (0, n - m))) if m <= n else la.tria(z)
+
+
+def _combine_covariance(first: tuple, second: tuple) -> tuple[Array, Array, Array]:
+    (a1, c1, j1), (a2, c2, j2) = first, second
+    if c1.shape[0] <= la.UNROLLED:
+        # (I + C J)^{-1} = I - U (I + U^T J U)^{-1} U^T J with C = U U^T
+        u = la.semi_cholesky(c1)
+        factor = la.cholesky(la.eye(u.shape[0], u) + la.symmetric(la.t_matmul(u, la.matmul(j2, u))))
+        w = la.solve_lower(factor, la.transpose(u))
+        c = la.t_matmul(w, w)  # (I + C J)^{-1} C
+    else:
+        c = la.symmetric(jnp.linalg.solve(jnp.eye(len(c1), dtype=c1.dtype) + c1 @ j2, c1))
+    ja = la.matmul(j2, a1)
+    cja = la.matmul(c, ja)
+    a = la.matmul(a2, a1 - cja)
+    j = la.symmetric(la.t_matmul(a1, ja - la.matmul(j2, cja)))
+    return a, la.sandwich(a2, c) + c2, j + j1
+
+
+def _combine_sqrt(first: tuple, second: tuple) -> tuple[Array, Array, Array]:
+    (a1, u1, z1), (a2, u2, z2) = first, second
+    n = a1.shape[0]
+    one = jnp.broadcast_to(la.eye(n, u1), u1.shape)
+    full = la.tria(
+        jnp.concatenate(
+            [
+                jnp.concatenate([la.t_matmul(u1, z2), one], axis=1),
+                jnp.concatenate([z2, jnp.zeros_like(z2)], axis=1),
+            ],
+            axis=0,
+        )
+    )
+    x11, x21, x22 = full[:n, :n], full[n:, :n], full[n:, n:]
+    w = la.transpose(la.solve_lower(x11, la.transpose(u1)))  # U1 X11^{-T}
+    a = la.matmul(a2, a1 - la.matmul(w, la.t_matmul(x21, a1)))
+    u = la.tria(jnp.concatenate([la.matmul(a2, w), u2], axis=1))
+    z = la.tria(jnp.concatenate([la.t_matmul(a1, x22), z1], axis=1))
+    return a, u, z

@@ -1,0 +1,209 @@
+"""The mean pass forward, and the two adjoint passes backward. All are affine recursions with known gains.
+
+Means carry columns, shape ``(n, c)``: the first is the mean proper, the others what a unit of each diffuse
+direction of the initial state adds to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from statespace.chains.associative import prefix_scan
+from statespace.chains.batching import batch_last
+from statespace.chains.gaussian import algebra as la
+from statespace.chains.gaussian.covariances import pad_last, scan_moments, vmap_moments
+
+
+class Means(NamedTuple):
+    """Per moment: predicted mean, innovation and filtered mean, with their columns."""
+
+    predicted: Float[Array, "T n c"]
+    innovation: Float[Array, "T m c"]
+    filtered: Float[Array, "T n c"]
+
+
+def mean_pass(
+    mean: Float[Array, "n c"],
+    matrix: Float[Array, "S n n"],
+    offset: Float[Array, "S n"],
+    design: Float[Array, "S m n"],
+    residual: Float[Array, "T m"],
+    gain: Float[Array, "T n m"],
+    parallel: bool,
+) -> Means:
+    """``v = r - H m``, ``m <- m + K v``, ``m <- F m + b``; r enters the first column only."""
+    run = _parallel_means if parallel else _sequential_means(residual.shape[0])
+    return Means(*run(mean, matrix, offset, design, residual, gain))
+
+
+def _first(x: Array, columns: int) -> Array:
+    """A vector as the first of ``columns`` columns."""
+    return jnp.concatenate([x[:, None]] + [jnp.zeros_like(x)[:, None]] * (columns - 1), axis=1)
+
+
+def _moment(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> tuple[Array, Means]:
+    c = mean.shape[1]
+    innovation = _first(r, c) - la.matmul(h, mean)
+    filtered = mean + la.matmul(k, innovation)
+    return la.matmul(f, filtered) + _first(b, c), Means(mean, innovation, filtered)
+
+
+@lru_cache(maxsize=None)
+def _sequential_means(steps: int) -> Callable:
+    def run(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> Means:
+        arrays = (pad_last(f, steps), pad_last(b, steps), h, r, k)
+        batch = jnp.broadcast_shapes(mean.shape[2:], f.shape[3:], b.shape[2:], h.shape[3:], r.shape[2:], k.shape[3:])
+        mean = jnp.broadcast_to(mean, (*mean.shape[:2], *batch))
+        return scan_moments(lambda m, at: _moment(m, *at), mean, arrays, steps)[1]
+
+    return batch_last(run, _is_small)
+
+
+def _is_small(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> bool:
+    return max(mean.shape[0], mean.shape[1], h.shape[1]) <= la.UNROLLED
+
+
+def _parallel_means(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> Means:
+    """Prefixes of affine maps; one round of refinement recovers what cancels in their products."""
+    steps, c = r.shape[0], mean.shape[1]
+    if steps == 1:
+        moment = _moment(mean, f[0], b[0], h[0], r[0], k[0])[1]
+        return jax.tree.map(lambda x: x[None], moment)
+
+    def closed(f: Array, b: Array, h: Array, r: Array, k: Array) -> tuple[Array, Array]:
+        a = f - la.matmul(la.matmul(f, k), h)
+        return a, la.matmul(f, la.matmul(k, _first(r, c))) + _first(b, c)
+
+    a, u = vmap_moments(closed, f, b, h[:-1] if len(h) > 1 else h, r[:-1], k[:-1])
+    head = jnp.broadcast_to(jnp.eye(mean.shape[0], dtype=a.dtype), (1, *a.shape[1:]))
+
+    def solve(first: Array, u: Array) -> Array:
+        """x_0 = first, x_{t+1} = A_t x_t + u_t."""
+        elements = (jnp.concatenate([0 * head, a]), jnp.concatenate([first[None], u]))
+        return prefix_scan(compose, elements)[1]
+
+    predicted = solve(mean, u)
+
+    def ahead(m: Array, f: Array, b: Array, h: Array, r: Array, k: Array, following: Array) -> Array:
+        return _moment(m, f, b, h, r, k)[0] - following
+
+    hs = h[:-1] if len(h) > 1 else h
+    gap = vmap_moments(ahead, predicted[:-1], f, b, hs, r[:-1], k[:-1], predicted[1:])
+    predicted = predicted + solve(jnp.zeros_like(mean), gap)
+
+    def outputs(m: Array, h: Array, r: Array, k: Array) -> tuple[Array, Array]:
+        innovation = _first(r, c) - la.matmul(h, m)
+        return innovation, m + la.matmul(k, innovation)
+
+    return Means(predicted, *vmap_moments(outputs, predicted, h, r, k))
+
+
+def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+    """``x -> A2 (A1 x + b1) + b2``."""
+    (a1, b1), (a2, b2) = first, second
+    return la.matmul(a2, a1), la.matmul(a2, b1) + b2
+
+
+class Adjoint(NamedTuple):
+    """What the data from a moment on say about its state.
+
+    ``mean`` is the derivative of the log likelihood with respect to the predicted mean and
+    ``information`` minus its second derivative; ``mean_after`` and ``information_after`` the same for the filtered
+    mean, that is, from the next moment on.
+    """
+
+    mean: Float[Array, "T n c"]
+    information: Float[Array, "T n n"]
+    mean_after: Float[Array, "T n c"]
+    information_after: Float[Array, "T n n"]
+
+
+def adjoint_pass(
+    matrix: Float[Array, "S n n"],
+    closed: Float[Array, "T n n"],
+    pull: Float[Array, "T n c"],
+    information: Float[Array, "T n n"],
+    parallel: bool,
+) -> Adjoint:
+    """The backward recursion of the disturbance smoother (de Jong 1989; Koopman & Shephard 1992).
+
+    ``r <- h + (I - K H)^T F^T r`` and ``N <- J + (I - K H)^T F^T N F (I - K H)``.
+
+    Args:
+        matrix: ``F``.
+        closed: ``I - K H``.
+        pull: ``h = H^T S^{-1} v``.
+        information: ``J = H^T S^{-1} H``.
+        parallel: whether to use associative scans.
+    """
+    steps = closed.shape[0]
+    if parallel:
+        return _parallel_adjoint(matrix, closed, pull, information)
+    r, r_after = _sequential_pull(steps)(matrix, closed, pull)
+    n, n_after = _sequential_information(steps)(matrix, closed, information)
+    return Adjoint(r, n, r_after, n_after)
+
+
+@lru_cache(maxsize=None)
+def _sequential_pull(steps: int) -> Callable:
+    def run(f: Array, closed: Array, pull: Array) -> tuple[Array, Array]:
+        def step(after: Array, at: tuple) -> tuple[Array, tuple[Array, Array]]:
+            f, a, h = at
+            now = h + la.t_matmul(a, after)
+            return la.t_matmul(f, now), (now, after)
+
+        batch = jnp.broadcast_shapes(f.shape[3:], closed.shape[3:], pull.shape[3:])
+        zero = jnp.zeros((*pull.shape[1:3], *batch), pull.dtype)
+        return scan_moments(step, zero, (pad_first(f, steps), closed, pull), steps, reverse=True)[1]
+
+    return batch_last(run, lambda f, a, h: max(f.shape[1], h.shape[2]) <= la.UNROLLED)
+
+
+@lru_cache(maxsize=None)
+def _sequential_information(steps: int) -> Callable:
+    def run(f: Array, closed: Array, information: Array) -> tuple[Array, Array]:
+        def step(after: Array, at: tuple) -> tuple[Array, tuple[Array, Array]]:
+            f, a, j = at
+            now = j + la.sandwich(la.transpose(a), after)
+            return la.sandwich(la.transpose(f), now), (now, after)
+
+        batch = jnp.broadcast_shapes(f.shape[3:], closed.shape[3:], information.shape[3:])
+        zero = jnp.zeros((*information.shape[1:3], *batch), information.dtype)
+        arrays = (pad_first(f, steps), closed, information)
+        return scan_moments(step, zero, arrays, steps, reverse=True)[1]
+
+    return batch_last(run, lambda f, a, j: f.shape[1] <= la.UNROLLED)
+
+
+def pad_first(x: Array, steps: int) -> Array:
+    """Transitions repeated once at the front: entry t then leads into moment t."""
+    if x.shape[0] == 1 or x.shape[0] == steps:
+        return x
+    return jnp.concatenate([x[:1], x])
+
+
+def _parallel_adjoint(f: Array, closed: Array, pull: Array, information: Array) -> Adjoint:
+    steps = closed.shape[0]
+    if steps == 1:
+        return Adjoint(pull, information, jnp.zeros_like(pull), jnp.zeros_like(information))
+    back = vmap_moments(lambda a, f: la.t_matmul(a, la.transpose(f)), closed[:-1], f)
+    end = jnp.zeros((1, *back.shape[1:]), back.dtype)
+    maps = jnp.concatenate([back, end])  # r_t = h_t + A_t r_{t+1}
+    r = prefix_scan(compose, (maps, pull), reverse=True)[1]
+
+    def congruence(first: tuple, second: tuple) -> tuple[Array, Array]:
+        (a1, n1), (a2, n2) = first, second
+        return la.matmul(a2, a1), la.sandwich(a2, n1) + n2
+
+    n = prefix_scan(congruence, (maps, information), reverse=True)[1]
+    r_after = vmap_moments(la.t_matmul, f, r[1:])
+    n_after = vmap_moments(lambda f, n: la.sandwich(la.transpose(f), n), f, n[1:])
+    return Adjoint(
+        r, n, jnp.concatenate([r_after, jnp.zeros_like(r[:1])]), jnp.concatenate([n_after, jnp.zeros_like(n[:1])])
+    )
