@@ -87,9 +87,33 @@ class Gaussians(eqx.Module):
 
     def _sample_each(self, key: PRNGKeyArray, draws: int) -> Float[Array, "draws T d"]:
         """Draws that are independent from moment to moment."""
-        factor = jax.vmap(psd_factor)(self.covariance)
+        flat = jnp.isinf(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+        proper = jnp.where(flat[:, :, None] | flat[:, None, :], 0.0, self.covariance)
+        factor = jax.vmap(psd_factor)(proper)
         noise = jax.random.normal(key, (draws, *self.mean.shape), self.mean.dtype)
-        return self.mean + jnp.einsum("tij,dtj->dti", factor, noise)
+        drawn = self.mean + jnp.einsum("tij,dtj->dti", factor, noise)
+        return jnp.where(flat, jnp.nan, drawn)
+
+
+class Signal(Gaussians):
+    """What the states say the observations are, without their noise: ``H x + d``.
+
+    Attributes:
+        mean: shape ``(T, m)``.
+        covariance: shape ``(T, m, m)``.
+        times: shape ``(T,)``.
+        labels: of the recording, or None.
+    """
+
+    mean: Float[Array, "T m"]
+    covariance: Float[Array, "T m m"]
+    times: Float[Array, " T"]
+    labels: Labels | None = eqx.field(static=True, default=None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the channels."""
+        return channel_names(self.labels, self.mean.shape[1])
 
 
 class GaussianPosterior(Gaussians):
@@ -163,12 +187,40 @@ class GaussianPosterior(Gaussians):
             )
         return whiten(self.y - self.predicted_mean, self.predicted_covariance)[0]
 
+    @property
+    def signal(self) -> Signal:
+        """What the states say the observations are, without their noise: ``H x_t + d``.
+
+        Raises:
+            ValueError: if the posterior holds no linear observations.
+        """
+        potentials = None if self.chain is None else self.chain.potentials
+        if not hasattr(potentials, "matrix"):
+            raise ValueError(
+                "this posterior holds no linear observations: make it with `filter` or `smooth` of a "
+                "linear Gaussian model."
+            )
+        matrix = jnp.broadcast_to(
+            potentials.matrix[-len(self) :], (len(self), *potentials.matrix.shape[1:])
+        )
+        mean = jnp.einsum("tmn,tn->tm", matrix, self.mean) + potentials.offset[-len(self) :]
+        # An infinite variance reaches a channel only through an entry of H that is not zero.
+        flat = jnp.isinf(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+        known = jnp.where(flat[:, :, None] | flat[:, None, :], 0.0, self.covariance)
+        reached = jnp.any((matrix != 0) & flat[:, None, :], axis=-1)
+        covariance = jnp.where(
+            reached[:, :, None] & reached[:, None, :],
+            jnp.inf,
+            jnp.einsum("tmi,tij,tkj->tmk", matrix, known, matrix),
+        )
+        return Signal(mean, covariance, self.times, self.labels)
+
     def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws T n"]:
         """Draws of the states.
 
         Of a smoothed posterior these are joint trajectories, exact draws from the law of all states given
         all data. A filtered posterior is a law for each moment, given different data, and has no joint
-        one: its draws are independent from moment to moment.
+        one: its draws are independent from moment to moment, and NaN where a state is still diffuse.
 
         Args:
             key: a PRNG key.
