@@ -4,6 +4,7 @@ from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.model import Conditional, Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
+from statespace.models.dynamic_factor import DynamicFactor
 from statespace.models.linear_gaussian import LinearGaussian
 from statespace.models.regression import Regression
 from statespace.models.structural import (
@@ -13,6 +14,12 @@ from statespace.models.structural import (
     LocalLinearTrend,
     Seasonal,
     Structural,
+)
+from statespace.models.tracking import (
+    ConstantAcceleration,
+    ConstantVelocity,
+    IntegratedOrnsteinUhlenbeck,
+    OrnsteinUhlenbeck,
 )
 from statespace.parameters import constant, freeze, parameter, parameters
 from statespace.posterior import Forecast, GaussianPosterior

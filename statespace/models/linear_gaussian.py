@@ -19,6 +19,7 @@ from statespace.models.checks import (
     require_shape,
     scale_support,
 )
+from statespace.models.starting import least_squares_autoregression, principal_components
 from statespace.parameters import parameter
 
 
@@ -225,29 +226,15 @@ class LinearGaussian(eqx.Module):
                 f"`from_principal_components` needs `y` of shape (T, m) and `state_dim` from 1 to "
                 f"min(m, T - 1), got shape {y.shape} and state_dim={state_dim}."
             )
-        present = np.isfinite(y)
-        if not present.any(axis=0).all():
-            empty = np.flatnonzero(~present.any(axis=0)).tolist()
-            raise ValueError(f"channels {empty} of `y` have no observation; leave them out.")
-        mean = np.nanmean(np.where(present, y, np.nan), axis=0)
-        centred = np.where(present, y - mean, 0.0)
-        u, s, vt = np.linalg.svd(centred, full_matrices=False)
-        if s[state_dim - 1] <= 1e-6 * s[0]:
-            raise ValueError(
-                f"`y` spans fewer than state_dim={state_dim} dimensions; use a smaller `state_dim`."
-            )
-        root_t = np.sqrt(len(y))
-        states = u[:, :state_dim] * root_t
-        loadings = vt[:state_dim].T * s[:state_dim] / root_t
-        dynamics, noise = _autoregression(states)
-        rest = np.sqrt(np.mean((centred - states @ loadings.T) ** 2, axis=0))
+        loadings, states, rest, mean = principal_components(y, state_dim)
+        dynamics, noise = least_squares_autoregression(states, 1)
         m = y.shape[1]
         return cls(
-            transition_matrix=dynamics,
-            transition_scale=noise,
+            transition_matrix=dynamics[0],
+            transition_scale=np.linalg.cholesky(noise),
             observation_matrix=loadings,
             # A channel that the components reproduce exactly still needs some noise to learn from.
-            observation_scale=np.maximum(rest, 0.05 * centred.std(axis=0) + 1e-6),
+            observation_scale=np.maximum(rest.std(axis=0), 0.05 * np.nanstd(y, axis=0) + 1e-6),
             initial_mean=np.zeros(state_dim),
             initial_scale=np.eye(state_dim),
             transition_offset=np.zeros(state_dim),
@@ -265,15 +252,3 @@ def driven(offset: Array | None, matrix: Array | None) -> Array | InputOffset | 
 def _orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Array:
     q, r = jnp.linalg.qr(jax.random.normal(key, (rows, columns)))
     return q * jnp.where(jnp.diagonal(r) < 0, -1, 1)
-
-
-def _autoregression(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least-squares VAR(1) of the states, made stable, and a factor of its noise."""
-    before, after = states[:-1], states[1:]
-    dynamics = np.linalg.lstsq(before, after, rcond=None)[0].T
-    radius = np.abs(np.linalg.eigvals(dynamics)).max()
-    if radius > 0.98:
-        dynamics = dynamics * (0.98 / radius)
-    rest = after - before @ dynamics.T
-    covariance = rest.T @ rest / len(rest) + 1e-3 * np.eye(states.shape[1])
-    return dynamics, np.linalg.cholesky(covariance)
