@@ -1,0 +1,48 @@
+"""What learners ask of a chain: the log likelihood of a recording or of a panel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from statespace.chains import gaussian
+from statespace.methods.kalman import Kalman
+from statespace.series import Panel, Series, assemble, as_data
+
+
+def bare(data: Any) -> Series | Panel:
+    """Data without labels, so that a program compiled for it serves any dates."""
+    return as_data(data).drop_labels()
+
+
+def stacked(panel: Panel) -> Series:
+    """A panel as one Series with a leading axis on every array, to be mapped over by `vmap`."""
+    return assemble(
+        Series,
+        y=panel.y,
+        times=panel.times,
+        inputs=panel.inputs,
+        intervals=panel.intervals,
+        complete=panel.complete,
+        dt=panel.dt,
+        labels=None,
+    )
+
+
+def log_likelihood(model: Any, data: Series | Panel, method: Kalman) -> Float[Array, ""]:
+    """Log likelihood of a recording, or of all recordings of a panel."""
+    if isinstance(data, Panel):
+        return jnp.sum(jax.vmap(lambda s: log_likelihood(model, s, method))(stacked(data)))
+    chain = method.lower(model, data)
+    return gaussian.log_likelihood(chain, form=method.form, parallel=method.parallel)
+
+
+def pointwise(model: Any, data: Series | Panel, method: Kalman) -> Float[Array, "..."]:
+    """Log predictive density of each moment, shape ``(T,)`` or ``(S, T)``."""
+    if isinstance(data, Panel):
+        return jax.vmap(lambda s: pointwise(model, s, method))(stacked(data))
+    chain = method.lower(model, data)
+    return gaussian.filter(chain, form=method.form, parallel=method.parallel).pointwise

@@ -1,0 +1,219 @@
+"""What a learner returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from statespace.learners.information import Uncertainty
+from statespace.learners.problem import Problem
+from statespace.learners.table import Row, entries, header, rows_table
+from statespace.parameters import Frozen, parameters
+from statespace.series import Panel, Series
+
+
+class ConvergenceWarning(UserWarning):
+    """A learner stopped before it had converged; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FitResult:
+    """A fitted model, and how it was found.
+
+    A result may stand where a model is asked for as the start of another learner:
+    ``ss.fit(result, data, learner=ss.NUTS())``.
+
+    Attributes:
+        model: the fitted model.
+        data: what it was fitted to.
+        learner: what found it, in words.
+        log_likelihood: at the fitted parameters.
+        log_prior: log density of the priors there; None without priors.
+        converged: whether the learner is satisfied, and ``reason`` why it stopped.
+        iterations: how many iterations it made.
+        trace: log likelihood (plus log prior) as the learner went, one entry an iteration or a
+            block of them.
+        uncertainty: standard errors and covariance, or None where none were asked for.
+    """
+
+    model: Any
+    data: Series | Panel
+    learner: str
+    log_likelihood: float
+    log_prior: float | None
+    converged: bool
+    reason: str
+    iterations: int
+    trace: Float[np.ndarray, " i"]
+    uncertainty: Uncertainty | None
+    _problem: Problem
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The fitted parameters by name, the frozen ones included."""
+        return {name: np.asarray(value) for name, value in parameters(self.model).items()}
+
+    @property
+    def free(self) -> list[str]:
+        """Names of the parameters that were learned."""
+        return list(parameters(self.model, frozen=False))
+
+    @property
+    def standard_errors(self) -> dict[str, np.ndarray]:
+        """Standard errors of the learned parameters, of their shape.
+
+        From the observed information (the Hessian of the log likelihood plus log prior at the
+        maximum), by the delta method. NaN where the data leave a parameter undetermined. Empty when
+        none were computed.
+        """
+        return {} if self.uncertainty is None else self.uncertainty.standard_errors
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "k k"] | None:
+        """Covariance of the learned parameters, flattened in the order of :attr:`free`."""
+        return None if self.uncertainty is None else self.uncertainty.covariance
+
+    @property
+    def observations(self) -> int:
+        """Number of moments at which something was observed."""
+        return int(np.asarray(self.data.observed).any(axis=-1).sum())
+
+    @property
+    def degrees(self) -> int:
+        """Number of quantities estimated: free parameters, and diffuse initial states."""
+        free = sum(int(np.size(part)) for part in self._problem.free().values())
+        recordings = len(self.data) if isinstance(self.data, Panel) else 1
+        return free + recordings * diffuse_count(self.model)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's information criterion (Durbin & Koopman 2012, section 7.4, not divided by T)."""
+        return -2 * self.log_likelihood + 2 * self.degrees
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's information criterion (Durbin & Koopman 2012, section 7.4, not divided by T)."""
+        return -2 * self.log_likelihood + self.degrees * float(np.log(self.observations))
+
+    def interval(self, level: float = 0.95) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Confidence limits of the learned parameters: lower and upper, of their shape.
+
+        Symmetric in the unconstrained space and mapped back where each entry has its own support, so
+        that a scale's limits are positive; symmetric on the parameter's own scale otherwise.
+
+        Raises:
+            ValueError: if there are no standard errors, or the level is not between 0 and 1.
+        """
+        from scipy.stats import norm
+
+        if not 0 < level < 1:
+            raise ValueError(f"`level` must be between 0 and 1, got {level}.")
+        if self.uncertainty is None:
+            raise ValueError(
+                f"{self.learner} computed no standard errors; pass standard_errors=True to it."
+            )
+        width = norm.ppf(0.5 + level / 2)
+        centres = self._problem.free()
+        out = {}
+        for name, bijection in self._problem.bijections().items():
+            spread = width * self.uncertainty.unconstrained[name]
+            if bijection.codomain.event_dim == 0:
+                ends = [bijection(centres[name] - spread), bijection(centres[name] + spread)]
+            else:
+                spread = width * self.standard_errors[name]
+                ends = [self.parameters[name] - spread, self.parameters[name] + spread]
+            out[name] = (np.asarray(ends[0]), np.asarray(ends[1]))
+        return out
+
+    def summary(self, level: float = 0.95) -> str:
+        """A readable table: the fit, the parameters with their limits, and tests of the residuals."""
+        facts = [
+            ("Model", model_name(self.model)),
+            ("Learner", self.learner),
+            ("Observations", _counted(self.data)),
+            ("Log likelihood", f"{self.log_likelihood:.4f}"),
+            ("AIC", f"{self.aic:.3f}"),
+            ("BIC", f"{self.bic:.3f}"),
+            ("Converged", f"{'yes' if self.converged else 'NO'} ({self.reason})"),
+            ("Iterations", str(self.iterations)),
+        ]
+        if self.log_prior is not None:
+            facts.insert(4, ("Log prior", f"{self.log_prior:.4f}"))
+        lines = header("Fitted state-space model", facts)
+        lines += rows_table(self._rows(level), level)
+        lines += residual_lines(self)
+        return "\n".join(lines)
+
+    def _rows(self, level: float) -> list[Row]:
+        """Estimate, error and limits of every entry of every parameter."""
+        limits = self.interval(level) if self.uncertainty is not None else {}
+        rows = []
+        for name, value in self.parameters.items():
+            error = self.standard_errors.get(name)
+            for label, index in entries(name, value):
+                if name not in self.free:
+                    rows.append(Row(label, value[index], None, None, "frozen"))
+                elif error is None:
+                    rows.append(Row(label, value[index], None, None, ""))
+                elif (
+                    error[index] != 0 or value[index] != 0
+                ):  # not the zeros above a Cholesky factor
+                    lower, upper = limits[name]
+                    rows.append(
+                        Row(label, value[index], error[index], (lower[index], upper[index]), "")
+                    )
+        return rows
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else f"not converged: {self.reason}"
+        return (
+            f"{type(self).__name__}({model_name(self.model)} by {self.learner}, "
+            f"log_likelihood={self.log_likelihood:.4f}, {state})"
+        )
+
+    def warn_unless_converged(self) -> FitResult:
+        """Issue a :class:`ConvergenceWarning` if the learner did not converge; returns the result."""
+        if not self.converged:
+            warnings.warn(
+                f"{self.learner} did not converge: {self.reason}.", ConvergenceWarning, stacklevel=4
+            )
+        return self
+
+
+def model_name(model: Any) -> str:
+    """Name of the model's class, that of a frozen model included."""
+    while isinstance(model, Frozen):
+        model = model.model
+    return type(model).__name__
+
+
+def diffuse_count(model: Any) -> int:
+    """Number of diffuse directions of the initial law."""
+    diffuse = getattr(model.initial, "diffuse", None)
+    if diffuse is None:
+        return 0
+    diffuse = np.asarray(diffuse)
+    return int(diffuse.sum()) if diffuse.dtype == bool else int(np.linalg.matrix_rank(diffuse))
+
+
+def residual_lines(result: FitResult) -> list[str]:
+    """Tests of the standardised one-step prediction errors."""
+    return []
+
+
+def _counted(data: Series | Panel) -> str:
+    observed = np.asarray(data.observed)
+    total = observed.size
+    if isinstance(data, Panel):
+        total = sum(data.lengths) * observed.shape[-1]
+        sizes = f"{len(data)} recordings, {sum(data.lengths)} moments"
+    else:
+        sizes = f"{len(data)} moments"
+    return f"{sizes} × {observed.shape[-1]} ({total - int(observed.sum())} missing)"
