@@ -1,0 +1,334 @@
+"""Real data: ``load(name)`` gives a pandas Series or DataFrame whose index is the time.
+
+Short published series are part of this package. Others are files inside other packages, which are read
+without importing those; or public files, which are looked for in the folder named by the environment
+variable ``STATESPACE_DATA``, then in the user's cache, and then downloaded into it. Nothing is ever
+unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER_VARIABLE = "STATESPACE_DATA"
+
+
+class PackageFile(NamedTuple):
+    """A file inside an installed package, which is found without importing it."""
+
+    package: str
+    path: str
+    install: str
+
+
+class PublicFile(NamedTuple):
+    """A file at a public address, with its SHA-256."""
+
+    url: str
+    sha256: str
+
+
+class Dataset(NamedTuple):
+    """What ``load`` knows of a data set.
+
+    Attributes:
+        title: what it is, in a line.
+        source: who published it, and under which licence where it has one.
+        read: makes the pandas object from the paths of the files.
+        files: what it reads, by path below the folder of the public files.
+    """
+
+    title: str
+    source: str
+    read: Callable[..., pd.Series | pd.DataFrame]
+    files: dict[str, PackageFile | PublicFile] = {}
+
+
+def load(name: str) -> pd.Series | pd.DataFrame:
+    """A data set by name: a Series (one channel) or a DataFrame over its times.
+
+    ``data.attrs`` says under ``"title"`` and ``"source"`` what it is and where it comes from.
+
+    Args:
+        name: one of :func:`names`.
+
+    Raises:
+        ValueError: if there is no such data set, or a file is not the one that was published.
+        ImportError: if the package that holds the file, or pooch for a download, is not installed.
+        ConnectionError: if a download fails.
+
+    Example:
+        >>> nile = ss.datasets.load("nile")
+        >>> ss.smooth(ss.LocalLevel(level_scale=40.0, noise_scale=120.0), nile)
+    """
+    if name not in DATASETS:
+        raise ValueError(f"no data set is called {name!r}; there are {', '.join(names())}.")
+    dataset = DATASETS[name]
+    data = dataset.read(*(_locate(name, file, where) for file, where in dataset.files.items()))
+    data.attrs.update(title=dataset.title, source=dataset.source)
+    return data
+
+
+def names() -> list[str]:
+    """The names of all data sets."""
+    return sorted(DATASETS)
+
+
+def describe(name: str) -> str:
+    """What a data set is and where it comes from, without loading it.
+
+    Raises:
+        ValueError: if there is no such data set.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"no data set is called {name!r}; there are {', '.join(names())}.")
+    return f"{DATASETS[name].title}\nSource: {DATASETS[name].source}"
+
+
+def _locate(name: str, file: str, where: PackageFile | PublicFile) -> Path:
+    if isinstance(where, PackageFile):
+        return _in_package(name, where)
+    return _public(name, file, where)
+
+
+def _in_package(name: str, where: PackageFile) -> Path:
+    spec = importlib.util.find_spec(where.package)
+    roots = [] if spec is None else spec.submodule_search_locations or []
+    found = [path for root in roots if (path := Path(root, where.path)).is_file()]
+    if not found:
+        missing = "is not installed" if spec is None else f"lacks the file {where.path}"
+        raise ImportError(
+            f"the data set {name!r} is a file of the package {where.package!r}, which {missing}: "
+            f"`pip install {where.install}` (with `--no-deps` if you want it for the file only)."
+        )
+    return found[0]
+
+
+def _public(name: str, file: str, where: PublicFile) -> Path:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder and (path := Path(folder).expanduser() / file).is_file():
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != where.sha256:
+            raise ValueError(
+                f"{path} is not the published file of the data set {name!r}: its SHA-256 is {found}, that "
+                f"of the published one {where.sha256}; remove it to download that."
+            )
+        return path
+    by_hand = (
+        f"put {where.url} at {file} below a folder, and name the folder in the environment variable "
+        f"{FOLDER_VARIABLE}"
+    )
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError(
+            f"the data set {name!r} is downloaded with pooch, which is not installed: `pip install pooch`; "
+            f"or {by_hand}."
+        ) from error
+    target = Path(pooch.os_cache("statespace")) / file
+    try:
+        found = pooch.retrieve(where.url, where.sha256, fname=target.name, path=target.parent)
+    except OSError as error:
+        raise ConnectionError(
+            f"the data set {name!r} could not be downloaded ({error}); try again, or {by_hand}."
+        ) from error
+    return Path(found)
+
+
+def _statsmodels(name: str) -> dict[str, PackageFile | PublicFile]:
+    file = f"{name}.csv"
+    return {file: PackageFile("statsmodels", f"datasets/{name}/{file}", "statsmodels")}
+
+
+def _github(repository: str, commit: str, path: str, sha256: str) -> PublicFile:
+    return PublicFile(f"https://raw.githubusercontent.com/{repository}/{commit}/{path}", sha256)
+
+
+def _yearly(values: tuple[int, ...], first: int, name: str) -> pd.Series:
+    import pandas as pd
+
+    years = pd.RangeIndex(first, first + len(values), name="year")
+    return pd.Series(np.array(values, float), years, name=name)
+
+
+def _read_nile() -> pd.Series:
+    return _yearly(NILE, 1871, "flow (10⁸ m³)")
+
+
+def _read_earthquakes() -> pd.Series:
+    return _yearly(EARTHQUAKES, 1900, "earthquakes")
+
+
+def _read_macrodata(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    data = pd.read_csv(path)
+    quarters = pd.PeriodIndex.from_fields(year=data.pop("year"), quarter=data.pop("quarter"))
+    return data.set_index(quarters.rename("quarter")).astype(float)
+
+
+def _read_co2(path: Path) -> pd.Series:
+    import pandas as pd
+
+    data = pd.read_csv(path)
+    weeks = pd.date_range(str(data["date"].iloc[0]), periods=len(data), freq="W-SAT", name="week")
+    return pd.Series(data["co2"].to_numpy(float), weeks, name="CO₂ (ppm)")
+
+
+def _read_sunspots(path: Path) -> pd.Series:
+    import pandas as pd
+
+    data = pd.read_csv(path)
+    years = pd.Index(data["YEAR"].astype(int), name="year")
+    return pd.Series(data["SUNACTIVITY"].to_numpy(float), years, name="sunspots")
+
+
+def _read_elnino(path: Path) -> pd.Series:
+    import pandas as pd
+
+    data = pd.read_csv(path).set_index("YEAR")
+    first = f"{data.index[0]}-01"
+    months = pd.period_range(first, periods=data.size, freq="M", name="month")
+    return pd.Series(data.to_numpy(float).ravel(), months, name="temperature (°C)")
+
+
+def _read_flint(counts: Path, velocity: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    x = np.loadtxt(counts, delimiter=",")
+    z = np.loadtxt(velocity, delimiter=",")
+    columns = [f"pc{i}" for i in range(x.shape[1])] + ["velocity_x", "velocity_y"]
+    seconds = pd.Index(np.arange(len(x)) / 10, name="time (s)")
+    return pd.DataFrame(np.hstack([x, z]), seconds, columns)
+
+
+def _read_motorcycle(path: Path) -> pd.Series:
+    import pandas as pd
+
+    _, time, acceleration = np.loadtxt(path, delimiter=",").T
+    return pd.Series(acceleration, pd.Index(time, name="time (ms)"), name="acceleration (g)")
+
+
+def _read_bearings(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    with np.load(path, allow_pickle=False) as held:
+        angles = held["data"]
+    return pd.DataFrame(angles, columns=["bearing0", "bearing1"])
+
+
+NILE = (
+    *(1120, 1160, 963, 1210, 1160, 1160, 813, 1230, 1370, 1140),
+    *(995, 935, 1110, 994, 1020, 960, 1180, 799, 958, 1140),
+    *(1100, 1210, 1150, 1250, 1260, 1220, 1030, 1100, 774, 840),
+    *(874, 694, 940, 833, 701, 916, 692, 1020, 1050, 969),
+    *(831, 726, 456, 824, 702, 1120, 1100, 832, 764, 821),
+    *(768, 845, 864, 862, 698, 845, 744, 796, 1040, 759),
+    *(781, 865, 845, 944, 984, 897, 822, 1010, 771, 676),
+    *(649, 846, 812, 742, 801, 1040, 860, 874, 848, 890),
+    *(744, 749, 838, 1050, 918, 986, 797, 923, 975, 815),
+    *(1020, 906, 901, 1170, 912, 746, 919, 718, 714, 740),
+)
+
+EARTHQUAKES = (
+    *(13, 14, 8, 10, 16, 26, 32, 27, 18, 32, 36, 24, 22, 23, 22, 18, 25, 21, 21, 14),
+    *(8, 11, 14, 23, 18, 17, 19, 20, 22, 19, 13, 26, 13, 14, 22, 24, 21, 22, 26, 21),
+    *(23, 24, 27, 41, 31, 27, 35, 26, 28, 36, 39, 21, 17, 22, 17, 19, 15, 34, 10, 15),
+    *(22, 18, 15, 20, 15, 22, 19, 16, 30, 27, 29, 23, 20, 16, 21, 21, 25, 16, 18, 15),
+    *(18, 14, 10, 15, 8, 15, 6, 11, 8, 7, 18, 16, 13, 12, 13, 20, 15, 16, 12, 18),
+    *(15, 16, 13, 15, 16, 11, 11),
+)
+
+_DKF = ("burkh4rt/DKF-implementations", "876d451db70af1a538e671be48b2e99ad1b8b4a5")
+_BAYESNEWTON = ("AaltoML/BayesNewton", "bc6885f7d0c3291f828b0fcc9ebd9de0111c3ddb")
+_SMOOTHERS = ("EEA-sensors/sqrt-parallel-smoothers", "bca2a62ad61ba8c94a9baf8089e6ab24cc6609ab")
+
+DATASETS = {
+    "nile": Dataset(
+        "Yearly flow of the Nile at Aswan, 1871–1970.",
+        "Cobb (1978), The problem of the Nile, Biometrika 65, 243–251; Durbin & Koopman (2012).",
+        _read_nile,
+    ),
+    "earthquakes": Dataset(
+        "Number of earthquakes of magnitude 7 or more in the world, yearly, 1900–2006.",
+        "Zucchini & MacDonald (2009), Hidden Markov Models for Time Series, table 1.1.",
+        _read_earthquakes,
+    ),
+    "macrodata": Dataset(
+        "United States macroeconomic series, quarterly, 1959–2009.",
+        "Federal Reserve Bank of St. Louis, Bureau of Labor Statistics; in statsmodels (BSD).",
+        _read_macrodata,
+        _statsmodels("macrodata"),
+    ),
+    "co2": Dataset(
+        "Atmospheric CO₂ at Mauna Loa, weekly, 1958–2001, with gaps.",
+        "Keeling & Whorf (2004), Carbon Dioxide Information Analysis Center; in statsmodels (BSD).",
+        _read_co2,
+        _statsmodels("co2"),
+    ),
+    "sunspots": Dataset(
+        "Yearly number of sunspots, 1700–2008.",
+        "National Geophysical Data Center; in statsmodels (BSD).",
+        _read_sunspots,
+        _statsmodels("sunspots"),
+    ),
+    "elnino": Dataset(
+        "Sea-surface temperature of the eastern tropical Pacific (Niño 1+2), monthly, 1950–2010.",
+        "National Oceanic and Atmospheric Administration; in statsmodels (BSD).",
+        _read_elnino,
+        _statsmodels("elnino"),
+    ),
+    "flint_run1": Dataset(
+        "Reaching of a monkey: 10 principal components of the motor cortex's spike counts in 100 ms, "
+        "and the hand's velocity; rows are already shifted by the neural lag.",
+        "Flint et al. (2012), Journal of Neural Engineering 9, 046006; as prepared by Burkhart (MIT).",
+        _read_flint,
+        {
+            "flint_run1/x.csv": _github(
+                *_DKF,
+                "data/x.csv",
+                "9bd0d05589750cbfdaaacb0f848b4ed73ff42e2cf1aa17671e49a22d9ce5006d",
+            ),
+            "flint_run1/z.csv": _github(
+                *_DKF,
+                "data/z.csv",
+                "dc93cd54f4188b731e4323307505a2004fcf7347c67561624af04f3a1ce4518f",
+            ),
+        },
+    ),
+    "motorcycle": Dataset(
+        "Head acceleration after a simulated motorcycle impact; irregular times with repeats.",
+        "Silverman (1985), Journal of the Royal Statistical Society B 47, 1–52; in BayesNewton (Apache-2.0).",
+        _read_motorcycle,
+        {
+            "bayesnewton/mcycle.csv": _github(
+                *_BAYESNEWTON,
+                "data/mcycle.csv",
+                "4f2e476d877576b72928eae324709503d6b2f2dadf8e6adfb58f8dfbfbbf3c20",
+            )
+        },
+    ),
+    "bearings_only": Dataset(
+        "Simulated bearings of a turning target from two sensors, 8000 moments (run 1 of 100).",
+        "Yaghoobi, Corenflos, Hassan & Särkkä (2022), sqrt-parallel-smoothers (MIT).",
+        _read_bearings,
+        {
+            "bearings_only/data-T8000-Run1.npz": _github(
+                *_SMOOTHERS,
+                "notebooks/robustness_data/data-T8000-Run1.npz",
+                "46c22ba5153abb95bbff71a79f246a7d94ed9ed89e2e3e56ea7404b37de35407",
+            )
+        },
+    ),
+}
+"""The table of data sets: to add one, add a line."""

@@ -1,0 +1,173 @@
+"""Data sets: their values, where their files are looked for, and what is said when they are missing."""
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import minimize
+from scipy.stats import poisson
+
+from statespace import datasets
+from statespace.series import as_series
+
+needs_statsmodels = pytest.mark.skipif(
+    importlib.util.find_spec("statsmodels") is None, reason="the file is statsmodels'"
+)
+
+
+@needs_statsmodels
+def test_nile_is_that_of_statsmodels():
+    from statsmodels.datasets import nile
+
+    ours, theirs = datasets.load("nile"), nile.load_pandas().data
+    np.testing.assert_array_equal(ours.to_numpy(), theirs["volume"].to_numpy())
+    np.testing.assert_array_equal(ours.index, theirs["year"])
+
+
+def test_earthquakes_have_the_published_likelihoods():
+    """-log L of stationary Poisson HMMs with one and two states (Zucchini & MacDonald, table 3.1)."""
+    counts = datasets.load("earthquakes")
+    assert (counts.index[0], counts.index[-1]) == (1900, 2006)
+    y = counts.to_numpy()
+    assert -poisson.logpmf(y, y.mean()).sum() == pytest.approx(391.9189, abs=5e-5)
+
+    def two_states(p):
+        rates, (a, b) = np.exp(p[:2]), 1 / (1 + np.exp(-p[2:]))
+        kernel, law, total = np.array([[1 - a, a], [b, 1 - b]]), np.array([b, a]) / (a + b), 0.0
+        for count in y:
+            joint = law * poisson.pmf(count, rates)
+            total += np.log(joint.sum())
+            law = joint @ kernel / joint.sum()
+        return -total
+
+    found = minimize(
+        two_states, [2.7, 3.2, -2.0, -2.0], method="Nelder-Mead", options={"fatol": 1e-8}
+    )
+    assert found.fun == pytest.approx(342.3183, abs=5e-5)
+
+
+@needs_statsmodels
+@pytest.mark.parametrize(
+    ("name", "shape", "first", "value", "missing"),
+    [
+        ("macrodata", (203, 12), pd.Period("1959Q1"), 2710.349, 0),
+        ("co2", (2284,), pd.Timestamp("1958-03-29"), 316.1, 59),
+        ("sunspots", (309,), 1700, 5.0, 0),
+        ("elnino", (732,), pd.Period("1950-01"), 23.11, 0),
+    ],
+)
+def test_files_of_statsmodels(name, shape, first, value, missing):
+    data = datasets.load(name)
+    assert data.shape == shape
+    assert data.index[0] == first
+    assert data.to_numpy().flat[0] == value
+    assert int(np.isnan(data.to_numpy()).sum()) == missing
+    assert data.attrs["title"] in datasets.describe(name)
+    series = as_series(data)
+    assert series.dt == 1.0
+
+
+@needs_statsmodels
+def test_elnino_runs_through_the_years():
+    data = datasets.load("elnino")
+    assert data["1950-12"] == 21.8
+    assert data["1951-01"] == 24.19
+    assert data.index[-1] == pd.Period("2010-12")
+
+
+def test_packages_are_not_imported():
+    code = (
+        "import sys; from statespace import datasets; datasets.load('sunspots'); "
+        "assert 'statsmodels' not in sys.modules"
+    )
+    if importlib.util.find_spec("statsmodels") is None:
+        pytest.skip("the file is statsmodels'")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"'co2'.*not installed: `pip install statsmodels`"):
+        datasets.load("co2")
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(ValueError, match=r"called 'nil'; there are .*nile"):
+        datasets.load("nil")
+    with pytest.raises(ValueError, match="there are"):
+        datasets.describe("nil")
+
+
+@pytest.fixture
+def motorcycle(tmp_path, monkeypatch):
+    """A public file of two rows in the user's folder, with its own hash in the table."""
+    text = b"1,2.4,0\n2,2.6,-1.3\n"
+    folder = tmp_path / "motorcycle"
+    folder.mkdir()
+    (folder / "mcycle.csv").write_bytes(text)
+    monkeypatch.setenv("STATESPACE_DATA", str(tmp_path))
+    where = datasets.PublicFile("https://example.org/mcycle.csv", hashlib.sha256(text).hexdigest())
+    entry = datasets.DATASETS["motorcycle"]._replace(files={"motorcycle/mcycle.csv": where})
+    monkeypatch.setitem(datasets.DATASETS, "motorcycle", entry)
+    return folder / "mcycle.csv"
+
+
+def test_public_file_in_the_users_folder(motorcycle):
+    data = datasets.load("motorcycle")
+    np.testing.assert_array_equal(data.index, [2.4, 2.6])
+    np.testing.assert_array_equal(data, [0.0, -1.3])
+
+
+def test_another_file_than_the_published_is_refused(motorcycle):
+    motorcycle.write_text("1,2.4,0\n")
+    with pytest.raises(ValueError, match="not the published file of the data set 'motorcycle'"):
+        datasets.load("motorcycle")
+
+
+def test_public_file_in_the_cache(motorcycle, tmp_path, monkeypatch):
+    """Nothing is downloaded when the cache has it: the address does not exist."""
+    pooch = pytest.importorskip("pooch")
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(pooch, "os_cache", lambda name: cache / name)
+    (cache / "statespace" / "motorcycle").mkdir(parents=True)
+    motorcycle.rename(cache / "statespace" / "motorcycle" / "mcycle.csv")
+    assert len(datasets.load("motorcycle")) == 2
+
+
+def test_failed_download_is_explained(motorcycle, tmp_path, monkeypatch):
+    pooch = pytest.importorskip("pooch")
+
+    def fail(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "empty")
+    monkeypatch.setattr(pooch, "retrieve", fail)
+    motorcycle.unlink()
+    with pytest.raises(ConnectionError, match=r"downloaded \(no route\).* STATESPACE_DATA"):
+        datasets.load("motorcycle")
+
+
+def test_without_pooch_the_remedy_is_named(motorcycle, monkeypatch):
+    motorcycle.unlink()
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(ImportError, match=r"`pip install pooch`; or put https://.* at motorcycle/"):
+        datasets.load("motorcycle")
+
+
+def test_what_was_found_in_the_public_files():
+    """Where a folder with the public files is at hand: their shapes and known values."""
+    import os
+    from pathlib import Path
+
+    folder = Path(os.environ.get("STATESPACE_DATA", ""))
+    if not (folder / "flint_run1" / "x.csv").is_file():
+        pytest.skip("STATESPACE_DATA names no folder with flint_run1")
+    data = datasets.load("flint_run1")
+    assert data.shape == (7792, 12)
+    assert data.iloc[0]["pc0"] == 2.7462
+    assert data.iloc[-1]["velocity_y"] == -0.0316
+    assert as_series(data).dt == 0.1
