@@ -135,12 +135,7 @@ class EM(eqx.Module):
                 f"EM stopped at iteration {len(trace)}: a noise covariance collapsed to zero beside "
                 "what it is the noise of (the likelihood has no maximum, or one on the boundary). Give "
                 "EM(floor=...) a least variance, put a prior on the scale, freeze it, or use fewer "
-                "states. The covariances are now "
-                + ", ".join(
-                    f"{part.scale} = {np.array2string(np.asarray(parameters(problem.model)[part.scale]), precision=3)}"
-                    for part in regressions(problem.model)
-                )
-                + "."
+                f"states. The scales are now {_scales(problem.model)}."
             )
         if status == _NOT_FINITE:
             if len(trace) <= 1:
@@ -177,6 +172,13 @@ class Progress(NamedTuple):
     trace: Float[Array, " b"]
     iteration: Int[Array, ""]
     status: Int[Array, ""]
+
+
+def _scales(model: Any) -> str:
+    """The noise scales of a model in words."""
+    values = parameters(model)
+    names = [part.scale for part in regressions(model)]
+    return ", ".join(f"{n} = {np.array2string(np.asarray(values[n]), precision=3)}" for n in names)
 
 
 @eqx.filter_jit

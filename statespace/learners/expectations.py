@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from statespace.chains import gaussian
 from statespace.learners.likelihood import stacked
 from statespace.learners.regressions import Regression, Statistics, coefficients, covariance
+from statespace.parameters import parameters
 from statespace.series import Panel, Series
 
 
@@ -37,8 +38,8 @@ def _one(
     within: Bool[Array, " T"] | None,
 ) -> tuple[Array, dict[str, Statistics]]:
     """The statistics of one recording; ``within`` is False after its end, None where it has no padding."""
-    chain = method.lower(model, series)
-    states = gaussian.smooth(chain, form=method.form, parallel=method.parallel)
+    chain, how = method.lower(model, series)
+    states = gaussian.smooth(chain, **how)
     out = {}
     for part in parts:
         if part.label == "transition":
@@ -94,7 +95,7 @@ def _observation(model: Any, part: Regression, series: Series, states: Any) -> S
     seen = series.observed
     some = jnp.any(seen, axis=1)
     e = jnp.where(seen, jnp.nan_to_num(y) - z @ w.T, 0)
-    if model_is_diagonal(part, model):
+    if _is_diagonal(model, part):
         rest = jnp.diag(jnp.sum(jnp.where(some[:, None] & ~seen, jnp.diagonal(r), 0), axis=0))
         gain_h = jnp.where(seen[:, :, None], h, 0)
     else:
@@ -113,10 +114,8 @@ def _observation(model: Any, part: Regression, series: Series, states: Any) -> S
     )
 
 
-def model_is_diagonal(part: Regression, model: Any) -> bool:
+def _is_diagonal(model: Any, part: Regression) -> bool:
     """Whether the noise is independent from channel to channel by construction."""
-    from statespace.parameters import parameters
-
     return parameters(model)[part.scale].ndim == 1
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from statespace.chains import gaussian
 from statespace.methods.kalman import Kalman
-from statespace.series import Panel, Series, assemble, as_data
+from statespace.scores import whiten
+from statespace.series import Panel, Series, as_data, assemble
 
 
 def bare(data: Any) -> Series | Panel:
@@ -36,13 +38,23 @@ def log_likelihood(model: Any, data: Series | Panel, method: Kalman) -> Float[Ar
     """Log likelihood of a recording, or of all recordings of a panel."""
     if isinstance(data, Panel):
         return jnp.sum(jax.vmap(lambda s: log_likelihood(model, s, method))(stacked(data)))
-    chain = method.lower(model, data)
-    return gaussian.log_likelihood(chain, form=method.form, parallel=method.parallel)
+    chain, how = method.lower(model, data)
+    return gaussian.log_likelihood(chain, **how)
 
 
 def pointwise(model: Any, data: Series | Panel, method: Kalman) -> Float[Array, "..."]:
     """Log predictive density of each moment, shape ``(T,)`` or ``(S, T)``."""
     if isinstance(data, Panel):
         return jax.vmap(lambda s: pointwise(model, s, method))(stacked(data))
-    chain = method.lower(model, data)
-    return gaussian.filter(chain, form=method.form, parallel=method.parallel).pointwise
+    chain, how = method.lower(model, data)
+    return gaussian.pointwise(chain, **how)
+
+
+@eqx.filter_jit
+def standardised_errors(model: Any, data: Series | Panel, method: Kalman) -> Float[Array, "..."]:
+    """One-step prediction errors, whitened, shape ``(T, m)`` or ``(S, T, m)``; NaN where missing."""
+    if isinstance(data, Panel):
+        return jax.vmap(lambda s: standardised_errors(model, s, method))(stacked(data))
+    chain, how = method.lower(model, data)
+    run = gaussian.filter(chain, **how)
+    return whiten(data.channels - run.observation_mean, run.observation_covariance)[0]

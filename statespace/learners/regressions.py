@@ -7,7 +7,6 @@ residual of the *current* coefficients, so that nothing cancels once these are c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -75,16 +74,15 @@ def regressions(model: Any) -> tuple[Regression, ...]:
         )
         first = Regression("initial", None, "initial_mean", None, "initial_scale")
         return pick("transition", given), pick("observation", seen), first
-    if isinstance(bare, Model) and isinstance(bare.initial, Gaussian):
-        if _of_arrays(bare.transition) and _of_arrays(bare.observation):
-            parts = (
-                _affine("transition", bare.transition),
-                _affine("observation", bare.observation),
-            )
-            if bare.initial.diffuse is not None:
-                return parts
-            scale = _scale("initial", bare.initial)
-            return (*parts, Regression("initial", None, "initial.mean", None, scale))
+    if isinstance(bare, Model) and isinstance(bare.initial, Gaussian) and _of_arrays(bare):
+        parts = (
+            _affine("transition", bare.transition),
+            _affine("observation", bare.observation),
+        )
+        if bare.initial.diffuse is not None:
+            return parts
+        scale = _scale("initial", bare.initial)
+        return (*parts, Regression("initial", None, "initial.mean", None, scale))
     raise TypeError(
         f"EM has a closed-form M-step for LinearGaussian, and for ss.Model with a Gaussian initial law "
         f"and AffineGaussian conditionals made of arrays, not for {type(bare).__name__}; use "
@@ -252,10 +250,14 @@ def _collapsed(square: Array, size: Array) -> Array:
     return gone | ~(least > 10 * eps)
 
 
-def _of_arrays(conditional: Any) -> bool:
+def _of_arrays(model: Model) -> bool:
+    """Whether every part of the transition and the observation is a constant array."""
     parts = ("matrix", "offset", "scale", "covariance")
-    structured = isinstance(conditional, AffineGaussian)
-    return structured and not any(callable(getattr(conditional, part)) for part in parts)
+    return all(
+        isinstance(conditional, AffineGaussian)
+        and not any(callable(getattr(conditional, part)) for part in parts)
+        for conditional in (model.transition, model.observation)
+    )
 
 
 def _affine(label: str, conditional: AffineGaussian) -> Regression:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpyro.distributions import constraints
 
+from statespace.diagnostics import ResidualTests, residual_tests
 from statespace.learners.information import Uncertainty
+from statespace.learners.likelihood import standardised_errors
 from statespace.learners.problem import Problem
-from statespace.learners.table import Row, entries, header, rows_table
-from statespace.parameters import Frozen, parameters
+from statespace.learners.table import entries, header, number, table
+from statespace.parameters import Frozen, parameters, supports
+from statespace.posterior import channel_names
 from statespace.series import Panel, Series
 
 
@@ -131,6 +136,15 @@ class FitResult:
 
     def summary(self, level: float = 0.95) -> str:
         """A readable table: the fit, the parameters with their limits, and tests of the residuals."""
+        lower, upper = f"{50 * (1 - level):g} %", f"{50 * (1 + level):g} %"
+        columns = ("estimate", "std. error", lower, upper)
+        lines = header("Fitted state-space model", self._facts())
+        lines += table(columns, list(self._rows(level)))
+        tests = self.residual_tests()
+        lines += [str(tests)] if tests is not None else []
+        return "\n".join(lines)
+
+    def _facts(self) -> list[tuple[str, str]]:
         facts = [
             ("Model", model_name(self.model)),
             ("Learner", self.learner),
@@ -143,30 +157,43 @@ class FitResult:
         ]
         if self.log_prior is not None:
             facts.insert(4, ("Log prior", f"{self.log_prior:.4f}"))
-        lines = header("Fitted state-space model", facts)
-        lines += rows_table(self._rows(level), level)
-        lines += residual_lines(self)
-        return "\n".join(lines)
+        return facts
 
-    def _rows(self, level: float) -> list[Row]:
+    def _rows(self, level: float) -> Iterator[tuple[str, ...]]:
         """Estimate, error and limits of every entry of every parameter."""
-        limits = self.interval(level) if self.uncertainty is not None else {}
-        rows = []
+        limits = {} if self.uncertainty is None else self.interval(level)
+        known = supports(self.model)
         for name, value in self.parameters.items():
-            error = self.standard_errors.get(name)
-            for label, index in entries(name, value):
+            factor = known[name] is constraints.lower_cholesky
+            for label, i in entries(name, value):
+                if factor and i[-1] > i[-2]:
+                    continue  # the zeros above a Cholesky factor
                 if name not in self.free:
-                    rows.append(Row(label, value[index], None, None, "frozen"))
-                elif error is None:
-                    rows.append(Row(label, value[index], None, None, ""))
-                elif (
-                    error[index] != 0 or value[index] != 0
-                ):  # not the zeros above a Cholesky factor
-                    lower, upper = limits[name]
-                    rows.append(
-                        Row(label, value[index], error[index], (lower[index], upper[index]), "")
-                    )
-        return rows
+                    yield label, number(value[i]), "frozen", "", ""
+                elif name not in limits:
+                    yield label, number(value[i]), "", "", ""
+                else:
+                    shown = (value, self.standard_errors[name], *limits[name])
+                    yield label, *(number(part[i]) for part in shown)
+
+    def residual_tests(self, lags: int | None = None) -> ResidualTests | None:
+        """Tests of the standardised one-step prediction errors at the fitted parameters.
+
+        Those of all recordings of a panel one after the other; None where there are too few.
+
+        Args:
+            lags: lags up to which autocorrelation is tested; default the smaller of 10 and a fifth
+                of the errors.
+        """
+        problem, labels = self._problem, self.data.labels
+        errors = np.asarray(standardised_errors(problem.model, problem.data, problem.method))
+        if isinstance(self.data, Panel):
+            errors = np.concatenate([e[:n] for e, n in zip(errors, self.data.lengths)])
+            labels = labels[0] if labels else None
+        if np.any(np.sum(~np.isnan(errors), axis=0) < 3):
+            return None
+        names = channel_names(labels, errors.shape[1])
+        return residual_tests(Series(errors, channels=names), lags)
 
     def __str__(self) -> str:
         return self.summary()
@@ -182,7 +209,7 @@ class FitResult:
         """Issue a :class:`ConvergenceWarning` if the learner did not converge; returns the result."""
         if not self.converged:
             warnings.warn(
-                f"{self.learner} did not converge: {self.reason}.", ConvergenceWarning, stacklevel=4
+                f"{self.learner} did not converge: {self.reason}.", ConvergenceWarning, stacklevel=5
             )
         return self
 
@@ -201,11 +228,6 @@ def diffuse_count(model: Any) -> int:
         return 0
     diffuse = np.asarray(diffuse)
     return int(diffuse.sum()) if diffuse.dtype == bool else int(np.linalg.matrix_rank(diffuse))
-
-
-def residual_lines(result: FitResult) -> list[str]:
-    """Tests of the standardised one-step prediction errors."""
-    return []
 
 
 def _counted(data: Series | Panel) -> str:

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 _WIDTH = 78
-
-
-class Row(NamedTuple):
-    """One entry of a parameter; ``None`` where there is nothing to say."""
-
-    label: str
-    estimate: float
-    error: float | None
-    limits: tuple[float, float] | None
-    note: str
 
 
 def header(title: str, facts: Sequence[tuple[str, str]]) -> list[str]:
@@ -27,29 +17,33 @@ def header(title: str, facts: Sequence[tuple[str, str]]) -> list[str]:
     return lines + [f"{name + ':':<{widest + 2}}{value}" for name, value in facts]
 
 
-def rows_table(rows: Sequence[Row], level: float) -> list[str]:
-    """Estimates, standard errors and limits in columns."""
-    widest = max([len(row.label) for row in rows] + [9])
-    lower, upper = f"{50 * (1 - level):g} %", f"{50 * (1 + level):g} %"
-    head = f"{'':<{widest}} {'estimate':>13} {'std. error':>12} {lower:>12} {upper:>12}"
-    lines = ["-" * _WIDTH, head.rstrip(), "-" * _WIDTH]
-    for row in rows:
-        line = f"{row.label:<{widest}} {number(row.estimate):>13}"
-        line += f" {number(row.error):>12}" if row.error is not None else f" {row.note:>12}"
-        if row.limits is not None:
-            line += f" {number(row.limits[0]):>12} {number(row.limits[1]):>12}"
-        lines.append(line.rstrip())
-    return [*lines, "=" * _WIDTH]
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a label and entries below the names of the columns, between rules."""
+    widest = max([len(row[0]) for row in rows] + [9])
+    widths = [
+        max([len(name), *(len(row[i + 1]) for row in rows)]) for i, name in enumerate(columns)
+    ]
+    rest = max(0, _WIDTH - widest - sum(widths)) // max(1, len(columns))
+    widths = [width + max(2, min(4, rest)) for width in widths]
+    total = max(_WIDTH, widest + sum(widths))
+
+    def line(label: str, entries: Sequence[str]) -> str:
+        return (
+            f"{label:<{widest}}" + "".join(f"{e:>{w}}" for e, w in zip(entries, widths))
+        ).rstrip()
+
+    body = [line(row[0], row[1:]) for row in rows]
+    return ["-" * total, line("", columns), "-" * total, *body, "=" * total]
 
 
 def entries(name: str, value: np.ndarray) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Label and index of every entry of a parameter: ``name``, ``name[0]``, ``name[0, 1]`` …"""
+    """Label and index of every entry of a parameter, such as ``name``, ``name[0]`` or ``name[0, 1]``."""
     for index in np.ndindex(np.shape(value)):
         yield name + (f"[{', '.join(map(str, index))}]" if index else ""), index
 
 
 def number(value: Any) -> str:
-    """Five significant digits."""
+    """Five significant digits, or in words what is no number."""
     value = float(value)
     return (
         f"{value:.5g}" if np.isfinite(value) else "undetermined" if np.isnan(value) else str(value)
