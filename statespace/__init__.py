@@ -1,7 +1,9 @@
 """statespace: write a state-space model down once, then run every inference method that is valid for it."""
 
+from statespace import config
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.methods.kalman import Kalman
 from statespace.model import Conditional, Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.dynamic_factor import DynamicFactor
@@ -21,8 +23,19 @@ from statespace.models.tracking import (
     IntegratedOrnsteinUhlenbeck,
     OrnsteinUhlenbeck,
 )
+from statespace.online import Online, OnlineState, online
 from statespace.parameters import constant, freeze, parameter, parameters
 from statespace.posterior import Forecast, GaussianPosterior
 from statespace.series import Panel, Series
+from statespace.verbs import (
+    Simulation,
+    filter,
+    fit,
+    forecast,
+    log_likelihood,
+    sample_states,
+    simulate,
+    smooth,
+)
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.arviz import time_coordinate, to_inference_data
 from statespace.conditionals.affine import psd_factor
@@ -130,8 +130,8 @@ class GaussianPosterior(Gaussians):
         predicted_covariance: the same, shape ``(T, m, m)``.
         y: the observations, shape ``(T, m)``, NaN where missing.
         lag_one: ``Cov[x_t, x_{t+1} | data]``, shape ``(T - 1, n, n)``, or None.
-        chain: the Gaussian chain behind it, from which trajectories are drawn; it may begin before the
-            first moment, but ends with the last one. None where there is none.
+        chain: the Gaussian chain behind it, from which trajectories are drawn; None where there is none.
+        rows: which moments of the chain these are, shape ``(T,)``; None for all of them.
         components: what each named part of the model contributes to the observations, with ``mean`` and
             ``std``, ``(T,)`` each; None where the model names no parts.
         kind: "filtered" (given the data up to each moment) or "smoothed" (given all data).
@@ -151,6 +151,7 @@ class GaussianPosterior(Gaussians):
     y: Float[Array, "T m"] | None = None
     lag_one: Float[Array, "T-1 n n"] | None = None
     chain: Any = None
+    rows: Int[Array, " T"] | None = None
     components: dict[str, Any] | None = None
     kind: Literal["filtered", "smoothed"] = eqx.field(static=True, default="smoothed")
     labels: Labels | None = eqx.field(static=True, default=None)
@@ -200,10 +201,9 @@ class GaussianPosterior(Gaussians):
                 "this posterior holds no linear observations: make it with `filter` or `smooth` of a "
                 "linear Gaussian model."
             )
-        matrix = jnp.broadcast_to(
-            potentials.matrix[-len(self) :], (len(self), *potentials.matrix.shape[1:])
-        )
-        mean = jnp.einsum("tmn,tn->tm", matrix, self.mean) + potentials.offset[-len(self) :]
+        matrix = self._here(potentials.matrix)
+        matrix = jnp.broadcast_to(matrix, (len(self), *matrix.shape[1:]))
+        mean = jnp.einsum("tmn,tn->tm", matrix, self.mean) + self._here(potentials.offset)
         # An infinite variance reaches a channel only through an entry of H that is not zero.
         flat = jnp.isinf(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
         known = jnp.where(flat[:, :, None] | flat[:, None, :], 0.0, self.covariance)
@@ -214,6 +214,10 @@ class GaussianPosterior(Gaussians):
             jnp.einsum("tmi,tij,tkj->tmk", matrix, known, matrix),
         )
         return Signal(mean, covariance, self.times, self.labels)
+
+    def _here(self, part: Float[Array, "S *d"]) -> Float[Array, "S *d"]:
+        """An array of the chain at these moments; one that is constant in time has length 1."""
+        return part if len(part) == 1 or self.rows is None else part[self.rows]
 
     def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws T n"]:
         """Draws of the states.
@@ -239,8 +243,8 @@ class GaussianPosterior(Gaussians):
         from statespace.chains import gaussian
 
         form = {} if self.form is None else {"form": self.form}
-        sampled = gaussian.sample(self.chain, key, draws, parallel=self.parallel, **form)
-        return sampled[:, -len(self) :]
+        sampled = gaussian.sample(self.chain, key, draws, parallel=bool(self.parallel), **form)
+        return sampled if self.rows is None else sampled[:, self.rows]
 
     def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
         """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
@@ -312,7 +316,7 @@ class Forecast(Gaussians):
         states = self.state.sample(k1, draws)
         seen = self.state.chain.potentials
         matrix, offset, noise = (
-            part[-len(self) :] for part in (seen.matrix, seen.offset, seen.noise)
+            self.state._here(part) for part in (seen.matrix, seen.offset, seen.noise)
         )
         factor = noise if self.state.form == "sqrt" else jax.vmap(psd_factor)(noise)
         white = jax.random.normal(k2, (draws, len(self), factor.shape[-1]), self.mean.dtype)

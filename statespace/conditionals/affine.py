@@ -142,11 +142,13 @@ def square_factor(scale: Float[Array, "d k"]) -> Float[Array, "d d"]:
     return factor * jnp.where(jnp.diagonal(factor) < 0, -1, 1)
 
 
+@jax.custom_jvp
 def psd_factor(covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """A lower triangular factor of a positive semi-definite matrix, singular ones included.
 
     Rows are scaled to unit variance first, so that coordinates in very different units keep their
-    relative accuracy.
+    relative accuracy. The derivative is that of one of the factors, ``dL = dC L^{-T} / 2``: right for
+    whatever depends on ``L L^T`` alone, and finite where eigenvalues coincide or vanish.
     """
     variance = jnp.diagonal(covariance)
     positive = variance > 0
@@ -154,6 +156,15 @@ def psd_factor(covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
     values, vectors = jnp.linalg.eigh(covariance / (sd[:, None] * sd[None, :]))
     root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
     return square_factor(jnp.where(positive, sd, 0.0)[:, None] * root)
+
+
+@psd_factor.defjvp
+def _psd_factor_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    factor = psd_factor(primals[0])
+    rows = jnp.sqrt(jnp.sum(factor**2, axis=1))
+    inverse = 1 / jnp.where(rows > 0, rows, 1.0)
+    pseudo = jnp.linalg.pinv(factor * inverse[:, None]) * inverse
+    return factor, 0.5 * tangents[0] @ pseudo.T
 
 
 def _part(value: Any) -> Part:

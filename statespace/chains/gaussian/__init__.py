@@ -1,11 +1,18 @@
-"""The Gaussian chain: affine Gaussian kernels and Gaussian potentials; exact, in four interchangeable forms.
+"""The Gaussian chain: affine Gaussian kernels and Gaussian potentials, exact in four equivalent forms.
 
 Every function takes ``form`` ("covariance" or "sqrt": what ``noise`` holds and the recursions carry) and
 ``parallel`` (associative scans instead of sequential ones).
 """
 
 from statespace.chains.gaussian.likelihood import log_likelihood, pointwise, value_and_score
-from statespace.chains.gaussian.posterior import Filtered, Smoothed, filter, sample, smooth
+from statespace.chains.gaussian.posterior import (
+    Filtered,
+    Smoothed,
+    filter,
+    observations,
+    sample,
+    smooth,
+)
 from statespace.chains.gaussian.types import Chain, Form, Initial, Observed, Sites, Transitions, length
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "filter",
     "length",
     "log_likelihood",
+    "observations",
     "pointwise",
     "sample",
     "smooth",

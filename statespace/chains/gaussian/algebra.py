@@ -129,7 +129,7 @@ def tria(m: Array) -> Array:
     r, c = m.shape[:2]
     if c < r:
         m = jnp.concatenate([m, jnp.zeros((r, r - c, *m.shape[2:]), m.dtype)], axis=1)
-    if r > 2 * UNROLLED or m.shape[1] > 4 * UNROLLED:
+    if r > UNROLLED or m.shape[1] > 3 * UNROLLED:
         factor = jnp.linalg.qr(m.T, mode="r").T
         return factor * jnp.where(jnp.diagonal(factor) < 0, -1, 1).astype(m.dtype)
     return _householder(m)
@@ -172,6 +172,6 @@ def _tria_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     solve = jax.lax.linalg.triangular_solve
     half = solve(safe, ds, left_side=True, lower=True)
     inner = solve(safe, half, left_side=False, lower=True, transpose_a=True)
-    inner = jnp.where(gone[..., None] | gone[..., None, :], 0, inner)
+    inner = jnp.where(gone[..., None] & gone[..., None, :], 0, inner)
     phi = jnp.tril(inner, -1) + 0.5 * inner * jnp.eye(n, dtype=m.dtype)
-    return factor, jnp.moveaxis(full @ phi, (-2, -1), (0, 1))
+    return factor, jnp.moveaxis(safe @ phi, (-2, -1), (0, 1))

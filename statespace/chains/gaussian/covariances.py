@@ -49,7 +49,7 @@ def covariance_pass(chain: Chain, form: Form, parallel: bool) -> Gains:
 # one step ------------------------------------------------------------------------------------------
 
 
-def _update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
+def update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
     """``(P, H, R) -> (filtered, gain, factor)``, or with a site's precision for H."""
 
     def observed_covariance(p: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
@@ -109,10 +109,10 @@ def predict(p: Array, f: Array, q: Array, form: Form) -> Array:
 
 @lru_cache(maxsize=None)
 def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..., Any]:
-    update = _update(kind, form)
+    one = update(kind, form)
 
     def moment(p: Array, f: Array, q: Array, h: Array, r: Array) -> tuple[Array, Gains]:
-        filtered, gain, factor = update(p, h, r)
+        filtered, gain, factor = one(p, h, r)
         return predict(filtered, f, q, form), Gains(p, filtered, gain, factor)
 
     def plain(p0: Array, f: Array, q: Array, h: Array, r: Array) -> Gains:
@@ -225,7 +225,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
     f, p, steps = chain.transitions, chain.potentials, length(chain)
     kind = Sites if isinstance(p, Sites) else Observed
     h, r = (p.precision, p.precision) if kind is Sites else (p.matrix, p.noise)
-    update = _update(kind, form)
+    one = update(kind, form)
     n = f.matrix.shape[1]
     p0 = _full_carry(chain.initial.noise, f.matrix, f.noise, h, r, form)
 
@@ -233,7 +233,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
         """The law of x_t given x_{t-1} and the potential at t, and what the potential says of x_{t-1}."""
         if form == "sqrt":
             q = la.tria(q)
-        filtered, gain, factor = update(q, h, r)
+        filtered, gain, factor = one(q, h, r)
         a = f - la.matmul(gain, la.matmul(h, f))
         if kind is Observed:
             z = la.transpose(la.solve_lower(factor, la.matmul(h, f)))
@@ -242,7 +242,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
         return a, filtered, information if form == "covariance" else _root(information)
 
     def first(p0: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
-        filtered = update(p0, h, r)[0]
+        filtered = one(p0, h, r)[0]
         return jnp.zeros_like(filtered), filtered, jnp.zeros_like(filtered)
 
     head = first(p0, h[0], r[0])
@@ -266,7 +266,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
     predicted = p0[None]
     if steps > 1:
         predicted = jnp.concatenate([predicted, vmap_moments(ahead, filtered[:-1], f.matrix, f.noise)])
-    return Gains(predicted, *vmap_moments(update, predicted, h, r))
+    return Gains(predicted, *vmap_moments(one, predicted, h, r))
 
 
 def vmap_moments(function: Callable, *arrays: Array) -> Any:

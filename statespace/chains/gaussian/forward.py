@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import Gains, covariance_pass, vmap_moments
@@ -39,20 +39,21 @@ def absorb_mask(chain: Chain, form: Form) -> Chain:
     if isinstance(p, Sites) or p.mask is None:
         return chain
     seen = p.mask
-
-    def noise(r: Array, seen: Array) -> Array:
-        unit = jnp.diag(jnp.where(seen, 0, 1).astype(r.dtype))
-        if form == "covariance":
-            return jnp.where(seen[:, None] & seen[None, :], r, 0) + unit
-        return jnp.concatenate([jnp.where(seen[:, None], r, 0), unit], axis=1)
-
     masked = Observed(
         matrix=jnp.where(seen[..., None], p.matrix, 0),
         offset=jnp.where(seen, p.offset, 0),
-        noise=vmap_moments(noise, p.noise, seen),
+        noise=vmap_moments(lambda r, seen: mask_noise(r, seen, form), p.noise, seen),
         value=jnp.where(seen, p.value, 0),
     )
     return chain._replace(potentials=masked)
+
+
+def mask_noise(r: Float[Array, "m k"], seen: Bool[Array, " m"], form: Form) -> Array:
+    """Observation noise in which missing entries have unit noise of their own."""
+    unit = jnp.diag(jnp.where(seen, 0, 1).astype(r.dtype))
+    if form == "covariance":
+        return jnp.where(seen[:, None] & seen[None, :], r, 0) + unit
+    return jnp.concatenate([jnp.where(seen[:, None], r, 0), unit], axis=1)
 
 
 def columns(chain: Chain) -> Float[Array, "n c"]:

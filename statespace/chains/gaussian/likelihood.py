@@ -56,7 +56,9 @@ def _float_leaves(direction: Chain) -> list[Array]:
     return [x for x in jax.tree.leaves(direction) if x.dtype != jax.dtypes.float0]
 
 
-def pointwise(chain: Chain, form: Form, parallel: bool) -> Float[Array, " T"]:
+def pointwise(
+    chain: Chain, form: Form = "covariance", parallel: bool = False
+) -> Float[Array, " T"]:
     """``log p(y_t | y_{0:t-1})`` for each t. With diffuse directions their sum is the diffuse likelihood,
     and a term before all directions are identified has a meaning only within that sum."""
     run = forward(chain, form, parallel)
@@ -66,7 +68,9 @@ def pointwise(chain: Chain, form: Form, parallel: bool) -> Float[Array, " T"]:
     return run.constant + jnp.diff(evidence, prepend=jnp.zeros(1, evidence.dtype))
 
 
-def value_and_score(chain: Chain, form: Form, parallel: bool) -> tuple[Array, Chain]:
+def value_and_score(
+    chain: Chain, form: Form = "covariance", parallel: bool = False
+) -> tuple[Array, Chain]:
     """The log likelihood and its derivative with respect to every array of the chain."""
     run = forward(chain, form, parallel)
     flat = diffuse.integrate(diffuse.total(run.gram))

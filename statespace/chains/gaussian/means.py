@@ -42,16 +42,16 @@ def mean_pass(
     return Means(*run(mean, matrix, offset, design, residual, gain))
 
 
-def _first(x: Array, columns: int) -> Array:
+def first_column(x: Array, columns: int) -> Array:
     """A vector as the first of ``columns`` columns."""
     return jnp.concatenate([x[:, None]] + [jnp.zeros_like(x)[:, None]] * (columns - 1), axis=1)
 
 
 def _moment(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> tuple[Array, Means]:
     c = mean.shape[1]
-    innovation = _first(r, c) - la.matmul(h, mean)
+    innovation = first_column(r, c) - la.matmul(h, mean)
     filtered = mean + la.matmul(k, innovation)
-    return la.matmul(f, filtered) + _first(b, c), Means(mean, innovation, filtered)
+    return la.matmul(f, filtered) + first_column(b, c), Means(mean, innovation, filtered)
 
 
 @lru_cache(maxsize=None)
@@ -78,7 +78,7 @@ def _parallel_means(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Arra
 
     def closed(f: Array, b: Array, h: Array, r: Array, k: Array) -> tuple[Array, Array]:
         a = f - la.matmul(la.matmul(f, k), h)
-        return a, la.matmul(f, la.matmul(k, _first(r, c))) + _first(b, c)
+        return a, la.matmul(f, la.matmul(k, first_column(r, c))) + first_column(b, c)
 
     a, u = vmap_moments(closed, f, b, h[:-1] if len(h) > 1 else h, r[:-1], k[:-1])
     head = jnp.broadcast_to(jnp.eye(mean.shape[0], dtype=a.dtype), (1, *a.shape[1:]))
@@ -98,7 +98,7 @@ def _parallel_means(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Arra
     predicted = predicted + solve(jnp.zeros_like(mean), gap)
 
     def outputs(m: Array, h: Array, r: Array, k: Array) -> tuple[Array, Array]:
-        innovation = _first(r, c) - la.matmul(h, m)
+        innovation = first_column(r, c) - la.matmul(h, m)
         return innovation, m + la.matmul(k, innovation)
 
     return Means(predicted, *vmap_moments(outputs, predicted, h, r, k))
@@ -160,7 +160,7 @@ def _sequential_pull(steps: int) -> Callable:
 
         batch = jnp.broadcast_shapes(f.shape[3:], closed.shape[3:], pull.shape[3:])
         zero = jnp.zeros((*pull.shape[1:3], *batch), pull.dtype)
-        return scan_moments(step, zero, (pad_first(f, steps), closed, pull), steps, reverse=True)[1]
+        return scan_moments(step, zero, (padfirst_column(f, steps), closed, pull), steps, reverse=True)[1]
 
     return batch_last(run, lambda f, a, h: max(f.shape[1], h.shape[2]) <= la.UNROLLED)
 
@@ -175,13 +175,13 @@ def _sequential_information(steps: int) -> Callable:
 
         batch = jnp.broadcast_shapes(f.shape[3:], closed.shape[3:], information.shape[3:])
         zero = jnp.zeros((*information.shape[1:3], *batch), information.dtype)
-        arrays = (pad_first(f, steps), closed, information)
+        arrays = (padfirst_column(f, steps), closed, information)
         return scan_moments(step, zero, arrays, steps, reverse=True)[1]
 
     return batch_last(run, lambda f, a, j: f.shape[1] <= la.UNROLLED)
 
 
-def pad_first(x: Array, steps: int) -> Array:
+def padfirst_column(x: Array, steps: int) -> Array:
     """Transitions repeated once at the front: entry t then leads into moment t."""
     if x.shape[0] == 1 or x.shape[0] == steps:
         return x

@@ -20,7 +20,7 @@ from statespace.chains.gaussian.forward import (
     pulls,
 )
 from statespace.chains.gaussian.means import adjoint_pass
-from statespace.chains.gaussian.types import Chain, Form, Initial, Observed, Sites, length
+from statespace.chains.gaussian.types import Chain, Form, Sites, length
 
 
 class Filtered(NamedTuple):
@@ -66,7 +66,7 @@ def filter(chain: Chain, form: Form = "covariance", parallel: bool = False) -> F
         predicted_mean, predicted = jax.vmap(diffuse.moments)(run.means.predicted, predicted, before)
         pointwise = run.constant + jnp.diff(after.log_evidence, prepend=jnp.zeros(1, mean.dtype))
         total = compensated_sum(run.constant) + diffuse.integrate(diffuse.total(run.gram)).log_evidence
-    y_mean, y_covariance = _predicted_observations(chain, predicted_mean, predicted, form)
+    y_mean, y_covariance = observations(chain, predicted_mean, predicted, form)
     return Filtered(
         mean, filtered, predicted_mean, predicted, y_mean, y_covariance, pointwise, total
     )
@@ -78,9 +78,10 @@ def _nothing_known(run: Forward) -> diffuse.Partial:
     return diffuse.Partial(jnp.zeros(q, dtype), zero, jnp.eye(q, dtype=dtype), jnp.zeros((), dtype))
 
 
-def _predicted_observations(
-    chain: Chain, mean: Array, covariance: Array, form: Form
+def observations(
+    chain: Chain, mean: Array, covariance: Array, form: Form = "covariance"
 ) -> tuple[Array | None, Array | None]:
+    """The law of a new observation at each moment, from that of the state there; None for sites."""
     p = chain.potentials
     if isinstance(p, Sites):
         return None, None
@@ -158,10 +159,7 @@ def sample(
     A trajectory is simulated from the model without its means, smoothed as if observed, and the difference of
     the two added to the smoothed mean: it has the right covariance, singular or not.
     """
-    key_delta, key = jax.random.split(key)
-    run = forward(chain, form, parallel)
     mean = smoothed_means(chain, form, parallel)
-    del key_delta, run
 
     def draw(key: Array) -> Array:
         states, fake = _centred(chain, key, form)

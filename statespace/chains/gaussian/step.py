@@ -1,0 +1,55 @@
+"""One moment of the recursions by itself, for online use."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from statespace.chains.gaussian import algebra as la
+from statespace.chains.gaussian.covariances import update
+from statespace.chains.gaussian.forward import LOG_2PI, mask_noise
+from statespace.chains.gaussian.means import first_column
+from statespace.chains.gaussian.types import Form, Observed
+
+
+class Seen(NamedTuple):
+    """One moment's update: filtered covariance (or factor), gain, innovation factor, masked design, and how
+    many entries were observed."""
+
+    filtered: Float[Array, "n k"]
+    gain: Float[Array, "n m"]
+    factor: Float[Array, "m m"]
+    design: Float[Array, "m n"]
+    count: Array
+
+
+def gains(
+    predicted: Float[Array, "n k"],
+    design: Float[Array, "m n"],
+    noise: Float[Array, "m k"],
+    mask: Bool[Array, " m"],
+    form: Form,
+) -> Seen:
+    """The covariance half of an update."""
+    design = jnp.where(mask[:, None], design, 0)
+    step = update(Observed, form)(predicted, design, mask_noise(noise, mask, form))
+    return Seen(*step, design, jnp.sum(mask))
+
+
+def move(
+    columns: Float[Array, "n c"], matrix: Float[Array, "n n"], offset: Float[Array, " n"]
+) -> Float[Array, "n c"]:
+    """``F m + b``; the offset enters the first column only."""
+    return la.matmul(matrix, columns) + first_column(offset, columns.shape[1])
+
+
+def evidence(
+    columns: Float[Array, "n c"], residual: Float[Array, " m"], seen: Seen
+) -> tuple[Float[Array, "n c"], Float[Array, ""], Float[Array, "c c"]]:
+    """The mean half of an update: filtered columns, and the log-density terms of :class:`Forward`."""
+    innovation = first_column(residual, columns.shape[1]) - la.matmul(seen.design, columns)
+    white = la.solve_lower(seen.factor, innovation)
+    constant = -la.log_diagonal(seen.factor) - 0.5 * LOG_2PI * seen.count
+    return columns + la.matmul(seen.gain, innovation), constant, la.t_matmul(white, white)

@@ -1,0 +1,186 @@
+"""The filter one observation at a time, in constant memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from statespace.chains.gaussian import diffuse
+from statespace.chains.gaussian.covariances import predict
+from statespace.chains.gaussian.step import evidence, gains, move
+from statespace.methods.kalman import Kalman, initial_law, linear, noise
+from statespace.model import Step
+
+
+class OnlineState(NamedTuple):
+    """All that the past says of the present.
+
+    Attributes:
+        mean: ``E[x_t | y_{0:t}]``, shape ``(n,)``.
+        covariance: shape ``(n, n)``; infinite in directions that are still diffuse.
+        predicted_mean: of ``y_t`` given ``y_{0:t-1}``, shape ``(m,)``; NaN while it is diffuse.
+        log_likelihood: ``log p(y_{0:t})``.
+        index: the moment t; -1 before the first.
+        time: its time.
+        columns: filtered mean with its diffuse columns, shape ``(n, 1 + q)``.
+        spread: filtered covariance or factor, given the diffuse coefficients.
+        gram: what the data say of the diffuse coefficients, shape ``(1 + q, 1 + q)``.
+        constant: the part of the log likelihood that is free of them.
+    """
+
+    mean: Float[Array, " n"]
+    covariance: Float[Array, "n n"]
+    predicted_mean: Float[Array, " m"]
+    log_likelihood: Float[Array, ""]
+    index: Int[Array, ""]
+    time: Float[Array, ""]
+    columns: Float[Array, "n c"]
+    spread: Float[Array, "n n"]
+    gram: Float[Array, "c c"]
+    constant: Float[Array, ""]
+
+
+class Online(eqx.Module):
+    """A filter that is fed one observation at a time: see :func:`online`."""
+
+    model: Any
+    method: Kalman
+    dt: float = eqx.field(static=True)
+
+    @property
+    def form(self) -> str:
+        """What the recursion carries: covariances, or factors of them."""
+        dtype = initial_law(self.model, _first_step(self.dt)).mean.dtype
+        return self.method.form or ("sqrt" if dtype == jnp.float32 else "covariance")
+
+    def init(self) -> OnlineState:
+        """The state before the first observation."""
+        law = initial_law(self.model, _first_step(self.dt))
+        n, dtype = law.mean.shape[0], law.mean.dtype
+        q = 0 if law.diffuse is None else law.diffuse.shape[1]
+        zero = jnp.zeros((), dtype)
+        return OnlineState(
+            mean=law.mean,
+            covariance=jnp.full((n, n), jnp.nan, dtype),
+            predicted_mean=jnp.zeros(0, dtype),
+            log_likelihood=zero,
+            index=jnp.asarray(-1),
+            time=jnp.asarray(-self.dt, dtype),
+            columns=jnp.zeros((n, 1 + q), dtype),
+            spread=jnp.zeros((n, n), dtype),
+            gram=jnp.zeros((1 + q, 1 + q), dtype),
+            constant=zero,
+        )
+
+    def update(
+        self, state: OnlineState, y: Any, inputs: Any = None, time: Any = None
+    ) -> OnlineState:
+        """The state after one more observation.
+
+        Args:
+            state: from ``init()`` or the previous ``update``.
+            y: the observation, shape ``(m,)`` or a number; NaN where missing, None for a prediction.
+            inputs: shape ``(k,)``, where the model uses inputs.
+            time: when it was made; default: ``dt`` after the previous one.
+
+        Raises:
+            ValueError: if ``time`` is not after the previous observation.
+        """
+        dtype = state.mean.dtype
+        if time is not None and not isinstance(time, jax.core.Tracer):
+            if not isinstance(state.time, jax.core.Tracer) and int(state.index) >= 0:
+                if not float(time) > float(state.time):
+                    raise ValueError(
+                        f"`time` must be after the previous observation's, {float(state.time)}, got {time}."
+                    )
+        y = None if y is None else jnp.atleast_1d(jnp.asarray(y, dtype))
+        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
+        time = None if time is None else jnp.asarray(time, dtype)
+        return _update(self, state, y, inputs, time)
+
+
+def online(model: Any, method: Kalman | None = None, *, dt: float = 1.0) -> Online:
+    """A filter that is fed one observation at a time, for use while the recording goes on.
+
+    It gives what :func:`statespace.filter` gives, in constant memory; ``update`` is one compiled call.
+
+    Args:
+        model: a model that the method fits.
+        method: ``Kalman()`` if None.
+        dt: time between observations where ``update`` is given no time; also the ``dt`` of the first step.
+
+    Raises:
+        TypeError: if the method does not fit the model.
+        ValueError: if ``dt`` is not positive.
+
+    Example:
+        >>> decoder = ss.online(model)
+        >>> state = decoder.init()
+        >>> for y in stream:
+        ...     state = decoder.update(state, y)
+        ...     act(state.mean)
+    """
+    method = Kalman() if method is None else method
+    if not isinstance(method, Kalman):
+        raise TypeError(f"`method` must be a method such as Kalman(), got {method!r}.")
+    if not (np.isfinite(dt) and dt > 0):
+        raise ValueError(f"`dt` must be positive, got {dt}.")
+    initial_law(model, _first_step(dt))
+    for name in ("transition", "observation"):
+        linear(model, name)
+    return Online(model, method, float(dt))
+
+
+def _first_step(dt: float) -> Step:
+    return Step(0, 0.0, dt)
+
+
+@eqx.filter_jit
+def _update(
+    filter: Online, state: OnlineState, y: Array | None, inputs: Array | None, time: Array | None
+) -> OnlineState:
+    model, form, dtype = filter.model, filter.form, state.mean.dtype
+    time = state.time + filter.dt if time is None else time
+    first = state.index < 0
+    dt = jnp.where(first, filter.dt, time - state.time)
+    step = Step(state.index + 1, time, dt, inputs)
+    law = initial_law(model, step)
+    moves, sees = model.transition.at(step), model.observation.at(step)
+
+    start = law.mean[:, None]
+    if law.diffuse is not None:
+        start = jnp.concatenate([start, law.diffuse.astype(dtype)], axis=1)
+    p0 = noise(law, form)
+    p0 = predict(jnp.zeros_like(state.spread), jnp.eye(len(p0), dtype=dtype), p0, form)
+    columns = jnp.where(first, start, move(state.columns, moves.matrix, moves.offset))
+    spread = jnp.where(first, p0, predict(state.spread, moves.matrix, noise(moves, form), form))
+
+    m = sees.matrix.shape[0]
+    y = jnp.full(m, jnp.nan, dtype) if y is None else y
+    seen = gains(spread, sees.matrix, noise(sees, form), ~jnp.isnan(y), form)
+    residual = jnp.where(jnp.isnan(y), 0, y - sees.offset)
+    filtered, constant, gram = evidence(columns, residual, seen)
+    before = diffuse.integrate_identified(state.gram)
+    constant, gram = state.constant + constant, state.gram + gram
+    after = diffuse.integrate_identified(gram)
+    covariance = seen.filtered if form == "covariance" else seen.filtered @ seen.filtered.T
+    mean, covariance = diffuse.moments(filtered, covariance, after)
+    predicted, _ = diffuse.moments(columns, jnp.zeros_like(covariance), before)
+    open_ = jnp.any(jnp.abs(sees.matrix @ columns[:, 1:] @ before.flat) > 0, axis=1)
+    return OnlineState(
+        mean=mean,
+        covariance=covariance,
+        predicted_mean=jnp.where(open_, jnp.nan, sees.matrix @ predicted + sees.offset),
+        log_likelihood=constant + after.log_evidence,
+        index=state.index + 1,
+        time=time,
+        columns=filtered,
+        spread=seen.filtered,
+        gram=gram,
+        constant=constant,
+    )

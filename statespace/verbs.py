@@ -1,0 +1,377 @@
+"""The verbs: functions that are the same for every model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from statespace.chains import gaussian
+from statespace.learners.fit import fit
+from statespace.learners.likelihood import bare, stacked
+from statespace.learners.likelihood import log_likelihood as _log_likelihood
+from statespace.methods.kalman import Kalman
+from statespace.methods.lowering import at, steps_of
+from statespace.posterior import Forecast, GaussianPosterior
+from statespace.prediction import merge, query
+from statespace.series import Panel, Series, as_data
+
+__all__ = [
+    "Simulation",
+    "filter",
+    "fit",
+    "forecast",
+    "log_likelihood",
+    "sample_states",
+    "simulate",
+    "smooth",
+]
+
+
+class Simulation(NamedTuple):
+    """A draw of states and observations."""
+
+    states: Float[Array, "T n"]
+    y: Float[Array, "T m"]
+
+
+def simulate(
+    model: Any,
+    data: Any,
+    *,
+    key: PRNGKeyArray,
+    times: Any = None,
+    inputs: Any = None,
+    initial_state: Any = None,
+) -> Simulation:
+    """Draw states and observations from any model.
+
+    Args:
+        model: anything with ``initial``, ``transition`` and ``observation``.
+        data: a number of moments; or a recording, whose times and inputs are used and whose values are not.
+        key: source of randomness.
+        times: shape ``(T,)``, increasing; default 0 … T-1, or those of the recording.
+        inputs: shape ``(T, k)``; default none, or those of the recording.
+        initial_state: shape ``(n,)``: the first state, in place of a draw from ``initial``.
+
+    Returns:
+        ``states`` ``(T, n)`` and ``y`` ``(T, m)``.
+
+    Raises:
+        ValueError: if the number of moments is not positive, or ``initial`` is diffuse and no
+            ``initial_state`` is given.
+    """
+    if isinstance(data, (int, np.integer)):
+        if data < 1:
+            raise ValueError(f"`data` must be a recording or a positive number of moments, got {data}.")
+        times = np.arange(float(data)) if times is None else times
+        series = Series.unobserved(times, inputs)
+    else:
+        series = as_data(data, times, inputs)
+        if isinstance(series, Panel):
+            raise TypeError("`simulate` draws one recording at a time: call it for each of a panel.")
+    _check_model(model)
+    first = None if initial_state is None else jnp.asarray(initial_state)
+    return Simulation(*_simulate(model, series.drop_labels(), key, first))
+
+
+@eqx.filter_jit
+def _simulate(model: Any, series: Series, key: Array, first: Array | None) -> tuple[Array, Array]:
+    steps, _ = steps_of(series)
+    keys = jax.random.split(key, 2 * len(series))
+    if first is None:
+        law = model.initial
+        law = law if hasattr(law, "sample") else law(at(steps, 0))
+        first = law.sample(keys[0])
+
+    def observe(x: Array, step: Any, key: Array) -> Array:
+        return model.observation(x, step).sample(key)
+
+    def move(x: Array, at: tuple) -> tuple[Array, tuple[Array, Array]]:
+        step, k1, k2 = at
+        x = model.transition(x, step).sample(k1).astype(x.dtype)
+        return x, (x, observe(x, step, k2))
+
+    y0 = observe(first, at(steps, 0), keys[1])
+    later = jax.tree.map(lambda x: x[1:], steps)
+    _, (states, y) = jax.lax.scan(move, first, (later, keys[2::2], keys[3::2]))
+    return jnp.concatenate([first[None], states]), jnp.concatenate([y0[None], y])
+
+
+def log_likelihood(model: Any, data: Any, *, method: Kalman | None = None) -> Float[Array, ""]:
+    """``log p(y)`` with the states integrated out; of a panel, the sum over its recordings.
+
+    Differentiable in the model's parameters, also under ``jit`` and ``vmap``. With exactly diffuse initial
+    states it is the diffuse likelihood of Durbin & Koopman (2012, section 7.2.2).
+
+    Args:
+        model: a model that the method fits.
+        data: a recording, or a list of independent ones.
+        method: ``Kalman()`` if None.
+
+    Raises:
+        TypeError: if the method does not fit the model; the conditional at fault is named.
+        ValueError: if shapes do not fit or the data are impossible.
+    """
+    return _likelihood(model, bare(data), _method(model, method))
+
+
+_likelihood = eqx.filter_jit(_log_likelihood)
+
+
+def filter(
+    model: Any, data: Any, *, method: Kalman | None = None
+) -> GaussianPosterior | list[GaussianPosterior]:
+    """The law of each state given the observations up to its moment.
+
+    Args:
+        model: a model that the method fits.
+        data: a recording, or a list of independent ones.
+        method: ``Kalman()`` if None.
+
+    Returns:
+        A posterior; of a panel, a list of them.
+
+    Raises:
+        TypeError: if the method does not fit the model; the conditional at fault is named.
+        ValueError: if shapes do not fit.
+    """
+    return _posterior(model, data, method, "filtered")
+
+
+def smooth(
+    model: Any, data: Any, *, method: Kalman | None = None
+) -> GaussianPosterior | list[GaussianPosterior]:
+    """The law of each state given all observations, with lag-one covariances.
+
+    Args:
+        model: a model that the method fits.
+        data: a recording, or a list of independent ones.
+        method: ``Kalman()`` if None.
+
+    Returns:
+        A posterior; of a panel, a list of them.
+
+    Raises:
+        TypeError: if the method does not fit the model; the conditional at fault is named.
+        ValueError: if shapes do not fit.
+    """
+    return _posterior(model, data, method, "smoothed")
+
+
+def sample_states(
+    model: Any, data: Any, *, key: PRNGKeyArray, draws: int = 1, method: Kalman | None = None
+) -> Float[Array, "draws T n"] | list[Float[Array, "draws T n"]]:
+    """Joint draws of all states given all observations, exact.
+
+    Args:
+        model: a model that the method fits.
+        data: a recording, or a list of independent ones.
+        key: source of randomness.
+        draws: how many trajectories.
+        method: ``Kalman()`` if None.
+
+    Returns:
+        Shape ``(draws, T, n)``; of a panel, a list of them.
+
+    Raises:
+        TypeError: if the method does not fit the model.
+        ValueError: if shapes do not fit or ``draws`` is not positive.
+    """
+    if draws < 1:
+        raise ValueError(f"`draws` must be positive, got {draws}.")
+    method, data = _method(model, method), bare(data)
+    if isinstance(data, Panel):
+        keys = jax.random.split(key, len(data))
+        return [_sample(model, s, method, k, draws) for s, k in zip(data.series, keys, strict=True)]
+    return _sample(model, data, method, key, draws)
+
+
+@eqx.filter_jit
+def _sample(model: Any, series: Series, method: Kalman, key: Array, draws: int) -> Array:
+    chain, how = method.lower(model, series)
+    return gaussian.sample(chain, key, draws, **how)
+
+
+def forecast(
+    model: Any,
+    data: Any,
+    steps: int | None = None,
+    *,
+    times: Any = None,
+    inputs: Any = None,
+    method: Kalman | None = None,
+) -> Forecast:
+    """The law of observations after the data, or at any times between them.
+
+    Args:
+        model: a model that the method fits.
+        data: a recording.
+        steps: how many moments after the last, on regular times.
+        times: the moments instead, shape ``(h,)``, numbers or dates; inside or outside the data. A moment that
+            was observed is predicted as a new observation of the same state.
+        inputs: shape ``(h, k)``, where the model uses inputs.
+        method: ``Kalman()`` if None.
+
+    Raises:
+        TypeError: if the method does not fit the model, or ``data`` is a panel.
+        ValueError: unless exactly one of ``steps`` and ``times`` is given; if inputs are missing or do not
+            fit; if ``steps`` is given and the times are irregular.
+    """
+    series = as_data(data)
+    if isinstance(series, Panel):
+        raise TypeError("`forecast` takes one recording: call it for each of a panel.")
+    method = _method(model, method)
+    wanted = query(series, steps, times, inputs)
+    merged, rows = merge(series.drop_labels(), wanted)
+    chain, how, state, mean, covariance = _forecast(model, merged, jnp.asarray(rows), method)
+    labels = wanted.labels
+    posterior = GaussianPosterior(
+        **state,
+        chain=chain,
+        rows=jnp.asarray(rows),
+        kind="smoothed",
+        labels=labels,
+        state_names=_state_names(model),
+        form=how["form"],
+        parallel=how["parallel"],
+    )
+    return Forecast(mean, covariance, wanted.times, state=posterior, labels=labels)
+
+
+@eqx.filter_jit
+def _forecast(model: Any, series: Series, rows: Array, method: Kalman) -> tuple:
+    chain, how = method.lower(model, series)
+    smoothed = gaussian.smooth(chain, **how)
+    mean, covariance = gaussian.observations(
+        chain, smoothed.mean, smoothed.covariance, form=how["form"]
+    )
+    state = {
+        "mean": smoothed.mean[rows],
+        "covariance": smoothed.covariance[rows],
+        "times": series.times[rows],
+    }
+    return chain, how, state, mean[rows], covariance[rows]
+
+
+def _posterior(model: Any, data: Any, method: Kalman | None, kind: str) -> Any:
+    method, data = _method(model, method), as_data(data)
+    names = _state_names(model)
+    plain = data.drop_labels()
+    if isinstance(data, Panel):
+        out = _run_panel(model, plain, method, kind)
+        labels = data.labels or (None,) * len(data)
+        results = []
+        for i, (series, name) in enumerate(zip(plain.series, labels, strict=True)):
+            size = len(series)
+            (chain, how), fields = jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, out)
+            fields = _cut(fields, size)
+            fields["log_likelihood"] = jnp.sum(fields["pointwise"])
+            results.append(_assemble(model, series, _cut_chain(chain, size, len(plain.y[0])), how, fields, kind, name, names))
+        return results
+    (chain, how), fields = _run(model, plain, method, kind)
+    return _assemble(model, plain, chain, how, fields, kind, data.labels, names)
+
+
+def _cut(fields: dict[str, Any], size: int) -> dict[str, Any]:
+    """Fields of a padded recording, without the padding."""
+    cut = {k: None if v is None or k == "log_likelihood" else v[:size] for k, v in fields.items()}
+    if fields["lag_one"] is not None:
+        cut["lag_one"] = fields["lag_one"][: size - 1]
+    return cut
+
+
+def _cut_chain(chain: gaussian.Chain, size: int, padded: int) -> gaussian.Chain:
+    """The chain of a padded recording, without the padding."""
+    moves = jax.tree.map(lambda x: x if len(x) == 1 else x[: max(size - 1, 1)], chain.transitions)
+    sees = jax.tree.map(lambda x: x[:size] if len(x) == padded else x, chain.potentials)
+    return gaussian.Chain(chain.initial, moves, sees)
+
+
+def _assemble(
+    model: Any,
+    series: Series,
+    chain: gaussian.Chain,
+    how: dict[str, Any],
+    fields: dict[str, Any],
+    kind: Any,
+    labels: Any,
+    names: tuple[str, ...] | None,
+) -> GaussianPosterior:
+    posterior = GaussianPosterior(
+        **fields,
+        times=series.times,
+        y=series.channels,
+        chain=chain,
+        kind=kind,
+        labels=labels,
+        state_names=names,
+        form=how["form"],
+        parallel=how["parallel"],
+    )
+    if not hasattr(model, "components"):
+        return posterior
+    parts = model.components(posterior, series.inputs)
+    return eqx.tree_at(lambda p: p.components, posterior, parts, is_leaf=lambda x: x is None)
+
+
+def _fields(model: Any, series: Series, method: Kalman, kind: str) -> tuple[Any, dict[str, Any]]:
+    chain, how = method.lower(model, series)
+    filtered = gaussian.filter(chain, **how)
+    state, lag_one = filtered, None
+    if kind == "smoothed":
+        state = gaussian.smooth(chain, **how)
+        lag_one = state.lag_one
+    return (chain, how), {
+        "mean": state.mean,
+        "covariance": state.covariance,
+        "lag_one": lag_one,
+        "log_likelihood": filtered.log_likelihood,
+        "pointwise": filtered.pointwise,
+        "predicted_mean": filtered.observation_mean,
+        "predicted_covariance": filtered.observation_covariance,
+    }
+
+
+_run = eqx.filter_jit(_fields)
+
+
+@eqx.filter_jit
+def _run_panel(model: Any, panel: Panel, method: Kalman, kind: str) -> tuple[Any, dict[str, Any]]:
+    how = {}
+
+    def one(series: Series) -> tuple[Any, dict[str, Any]]:
+        (chain, options), fields = _fields(model, series, method, kind)
+        how.update(options)
+        return chain, fields
+
+    chain, fields = jax.vmap(one)(stacked(panel))
+    return (chain, how), fields
+
+
+def _method(model: Any, method: Kalman | None) -> Kalman:
+    """The method to use: the given one, or the exact one."""
+    _check_model(model)
+    if method is None:
+        return Kalman()
+    if not isinstance(method, Kalman):
+        raise TypeError(f"`method` must be a method such as Kalman(), got {method!r}.")
+    return method
+
+
+def _check_model(model: Any) -> None:
+    for name in ("initial", "transition", "observation"):
+        if not hasattr(model, name):
+            raise TypeError(
+                f"`model` must have the three attributes initial, transition and observation; "
+                f"{type(model).__name__} has no `{name}`."
+            )
+
+
+def _state_names(model: Any) -> tuple[str, ...] | None:
+    names = getattr(model, "state_names", None)
+    return None if names is None else tuple(names)
