@@ -1,8 +1,14 @@
 """statespace: write a state-space model down once, then run every inference method that is valid for it."""
 
-from statespace import config
+from statespace import config, datasets, diagnostics, plot
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.learners.em import EM
+from statespace.learners.maximum_likelihood import MaximumLikelihood
+from statespace.learners.nuts import NUTS
+from statespace.learners.observation_distribution import ObservationDistribution
+from statespace.learners.posterior_result import PosteriorResult
+from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.methods.kalman import Kalman
 from statespace.model import Conditional, Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
@@ -25,7 +31,8 @@ from statespace.models.tracking import (
 )
 from statespace.online import Online, OnlineState, online
 from statespace.parameters import constant, freeze, parameter, parameters
-from statespace.posterior import Forecast, GaussianPosterior
+from statespace.posterior import Forecast, GaussianPosterior, Signal
+from statespace.scores import Score
 from statespace.series import Panel, Series
 from statespace.verbs import (
     Simulation,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FOLDER_VARIABLE = "STATESPACE_DATA"
 
+__all__ = ["describe", "load", "names"]
+
 
 class PackageFile(NamedTuple):
     """A file inside an installed package, which is found without importing it."""

@@ -11,6 +11,16 @@ from scipy.special import chdtrc, fdtr, fdtrc
 
 from statespace.series import as_series
 
+__all__ = [
+    "ResidualTests",
+    "TestResult",
+    "autocorrelation",
+    "heteroskedasticity",
+    "jarque_bera",
+    "ljung_box",
+    "residual_tests",
+]
+
 
 class TestResult(NamedTuple):
     """A statistic, and the probability of one at least as extreme when the model is right."""

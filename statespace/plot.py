@@ -17,6 +17,8 @@ from statespace.canvas import ACCENT, DATA, FAINT, MAIN
 from statespace.diagnostics import autocorrelation, ljung_box, standardised_errors, trim
 from statespace.series import as_series
 
+__all__ = ["components", "diagnostics", "draws", "filtered", "forecast", "smoothed"]
+
 
 def smoothed(
     posterior: Any,
