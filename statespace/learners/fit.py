@@ -40,7 +40,7 @@ def fit(
         :class:`statespace.learners.result.FitResult`.
 
     Raises:
-        TypeError: if ``learner`` is no learner, or as the learner raises.
+        TypeError: if ``learner`` is no learner or ``method`` no method, or as the learner raises.
         ValueError: if a prior does not go with the model, the start is impossible, or as the learner
             raises.
 
@@ -56,6 +56,8 @@ def fit(
             "`learner` must be a learner such as MaximumLikelihood(), EM() or NUTS(), got "
             f"{learner!r}{'; call it to make one' if isinstance(learner, type) else ''}."
         )
+    if method is not None and not hasattr(method, "lower"):
+        raise TypeError(f"`method` must be a method such as Kalman(), got {method!r}.")
     extra = {} if start is None else {"start": start}
     return learner.fit(
         model,
