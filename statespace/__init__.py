@@ -4,14 +4,16 @@ from statespace import config, datasets, diagnostics, plot
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.learners.em import EM
+from statespace.learners.fit import fit
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
 from statespace.learners.observation_distribution import ObservationDistribution
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.methods.kalman import Kalman
-from statespace.model import Conditional, Model, StateSpaceModel, Step
+from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
+from statespace.models.components import Contribution
 from statespace.models.dynamic_factor import DynamicFactor
 from statespace.models.linear_gaussian import LinearGaussian
 from statespace.models.regression import Regression
@@ -30,14 +32,22 @@ from statespace.models.tracking import (
     OrnsteinUhlenbeck,
 )
 from statespace.online import Online, OnlineState, online
-from statespace.parameters import constant, freeze, parameter, parameters
+from statespace.parameters import (
+    constant,
+    constrain,
+    freeze,
+    parameter,
+    parameters,
+    replace,
+    supports,
+    unconstrain,
+)
 from statespace.posterior import Forecast, GaussianPosterior, Signal
 from statespace.scores import Score
 from statespace.series import Panel, Series
 from statespace.verbs import (
     Simulation,
     filter,
-    fit,
     forecast,
     log_likelihood,
     sample_states,
@@ -46,3 +56,66 @@ from statespace.verbs import (
 )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AR",
+    "ARIMA",
+    "ARMA",
+    "EM",
+    "NUTS",
+    "AffineGaussian",
+    "ConstantAcceleration",
+    "ConstantVelocity",
+    "Contribution",
+    "ConvergenceWarning",
+    "Cycle",
+    "DynamicFactor",
+    "FitResult",
+    "Forecast",
+    "Gaussian",
+    "GaussianPosterior",
+    "IntegratedOrnsteinUhlenbeck",
+    "Irregular",
+    "Kalman",
+    "LinearDiffusion",
+    "LinearGaussian",
+    "LocalLevel",
+    "LocalLinearTrend",
+    "MaximumLikelihood",
+    "Model",
+    "ObservationDistribution",
+    "Online",
+    "OnlineState",
+    "OrnsteinUhlenbeck",
+    "Panel",
+    "PosteriorResult",
+    "Regression",
+    "Score",
+    "Seasonal",
+    "Series",
+    "Signal",
+    "Simulation",
+    "StateSpaceModel",
+    "Step",
+    "Structural",
+    "config",
+    "constant",
+    "constrain",
+    "datasets",
+    "diagnostics",
+    "filter",
+    "fit",
+    "forecast",
+    "freeze",
+    "log_likelihood",
+    "online",
+    "parameter",
+    "parameters",
+    "plot",
+    "replace",
+    "sample_states",
+    "simulate",
+    "smooth",
+    "supports",
+    "unconstrain",
+]
