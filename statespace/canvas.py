@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, ndtri
 
 from statespace.labels import Labels
 
@@ -184,10 +183,14 @@ def strip_below(ax: Any, share: float) -> Any:
 
 def normal_quantile(p: Any) -> Any:
     """Quantiles of N(0, 1)."""
+    from scipy.special import ndtri
+
     return ndtri(p)
 
 
 def order_statistics(n: int, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of the central interval of each order statistic of n uniform values."""
+    from scipy.special import betaincinv
+
     i = np.arange(1, n + 1)
     return tuple(betaincinv(i, n + 1 - i, q) for q in (0.5 - level / 2, 0.5 + level / 2))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.special import chdtrc, fdtr, fdtrc
 
 from statespace.series import as_series
 
@@ -70,6 +69,8 @@ def ljung_box(values: Any, lags: int | Sequence[int] = 10, fitted: int = 0) -> l
     Raises:
         ValueError: if a lag is less than 1, or too large for the series.
     """
+    from scipy.special import chdtrc  # here, since it takes as long to import as the whole package
+
     x = _one_channel(values)
     reported = np.arange(1, lags + 1) if isinstance(lags, (int, np.integer)) else np.asarray(lags)
     if reported.size == 0 or reported.min() < 1 or reported.max() >= len(x):
@@ -95,6 +96,8 @@ def jarque_bera(values: Any) -> TestResult:
     Args:
         values: residuals, shape ``(T,)``, NaN where missing.
     """
+    from scipy.special import chdtrc
+
     x = _one_channel(values)
     x = x[~np.isnan(x)]
     skewness, kurtosis = _shape(x)
@@ -118,6 +121,8 @@ def heteroskedasticity(
     Raises:
         ValueError: if ``alternative`` is unknown.
     """
+    from scipy.special import fdtr, fdtrc
+
     x = _one_channel(values)
     h = round(len(x) / 3)
     first, last = x[:h], x[len(x) - h :]

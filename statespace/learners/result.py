@@ -113,7 +113,7 @@ class FitResult:
         Raises:
             ValueError: if there are no standard errors, or the level is not between 0 and 1.
         """
-        from scipy.stats import norm
+        from scipy.special import ndtri
 
         if not 0 < level < 1:
             raise ValueError(f"`level` must be between 0 and 1, got {level}.")
@@ -121,7 +121,7 @@ class FitResult:
             raise ValueError(
                 f"{self.learner} computed no standard errors; pass standard_errors=True to it."
             )
-        width = norm.ppf(0.5 + level / 2)
+        width = ndtri(0.5 + level / 2)
         centres = self._problem.free()
         out = {}
         for name, bijection in self._problem.bijections().items():
