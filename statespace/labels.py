@@ -138,6 +138,8 @@ class Labels:
         import pandas as pd
 
         index = index if isinstance(index, pd.Index) else pd.Index(index)
+        if index.inferred_type == "string":
+            index = pd.to_datetime(index)
         if self.index is None or self.unit is None:
             if not pd.api.types.is_numeric_dtype(index):
                 raise TypeError(
@@ -234,7 +236,8 @@ def count_moments(
         index = index.to_timestamp()
     frequency = index.freqstr
     if frequency is None and len(index) >= 3 and index.is_monotonic_increasing and index.is_unique:
-        frequency = pd.infer_freq(index)
+        # Not pandas.infer_freq, which is about to give another type and warns of it.
+        frequency = type(index)(index, freq="infer").freqstr
     if frequency is not None and time_unit is None:
         return np.arange(len(index), dtype=float), "period", frequency
     unit = time_unit or "D"

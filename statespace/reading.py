@@ -266,7 +266,7 @@ def _column(column: Any, argument: str) -> np.ndarray:
             f"`{argument}` must be real numbers, but column {column.name!r} is of type {column.dtype}: "
             "convert it with `pandas.to_numeric`, or leave it out."
         )
-    single = kind == np.float32
+    single = kind.kind == "f" and kind.itemsize <= 4
     return column.to_numpy(dtype=np.float32 if single else np.float64, na_value=np.nan)
 
 
