@@ -11,8 +11,8 @@ import numpy as np
 from statespace.series import as_series
 
 __all__ = [
+    "HypothesisTest",
     "ResidualTests",
-    "TestResult",
     "autocorrelation",
     "heteroskedasticity",
     "jarque_bera",
@@ -21,10 +21,8 @@ __all__ = [
 ]
 
 
-class TestResult(NamedTuple):
+class HypothesisTest(NamedTuple):
     """A statistic, and the probability of one at least as extreme when the model is right."""
-
-    __test__ = False  # not a test of pytest
 
     statistic: float
     p_value: float
@@ -51,7 +49,7 @@ def autocorrelation(values: Any, lags: int) -> np.ndarray:
     return np.array(products) / products[0]
 
 
-def ljung_box(values: Any, lags: int | Sequence[int] = 10, fitted: int = 0) -> list[TestResult]:
+def ljung_box(values: Any, lags: int | Sequence[int] = 10, fitted: int = 0) -> list[HypothesisTest]:
     """Test of no autocorrelation up to each lag (Ljung & Box 1978).
 
     ``Q = n (n + 2) sum_k r_k^2 / n_k``, with ``n_k`` pairs observed at lag k (``n - k`` when nothing is
@@ -83,12 +81,12 @@ def ljung_box(values: Any, lags: int | Sequence[int] = 10, fitted: int = 0) -> l
     q = n * (n + 2) * np.cumsum(np.where(pairs > 0, r**2 / np.maximum(pairs, 1), 0.0))
     freedom = np.where(reported > fitted, reported - fitted, np.nan)
     return [
-        TestResult(float(s), float(p))
+        HypothesisTest(float(s), float(p))
         for s, p in zip(q[reported - 1], chdtrc(freedom, q[reported - 1]))
     ]
 
 
-def jarque_bera(values: Any) -> TestResult:
+def jarque_bera(values: Any) -> HypothesisTest:
     """Test of normality by skewness and kurtosis (Jarque & Bera 1987).
 
     ``n (S^2 + (K - 3)^2 / 4) / 6`` against a chi-squared law with two degrees of freedom.
@@ -102,12 +100,12 @@ def jarque_bera(values: Any) -> TestResult:
     x = x[~np.isnan(x)]
     skewness, kurtosis = _shape(x)
     statistic = len(x) / 6 * (skewness**2 + (kurtosis - 3) ** 2 / 4)
-    return TestResult(float(statistic), float(chdtrc(2, statistic)))
+    return HypothesisTest(float(statistic), float(chdtrc(2, statistic)))
 
 
 def heteroskedasticity(
     values: Any, alternative: Literal["two-sided", "increasing", "decreasing"] = "two-sided"
-) -> TestResult:
+) -> HypothesisTest:
     """Test of constant variance: the last third's mean square over the first's.
 
     ``H(h)`` of Harvey (1989) and Durbin & Koopman (2012, section 2.12.1), against an F law with
@@ -128,14 +126,14 @@ def heteroskedasticity(
     first, last = x[:h], x[len(x) - h :]
     first, last = first[~np.isnan(first)], last[~np.isnan(last)]
     if len(first) < 2 or len(last) < 2:
-        return TestResult(float("nan"), float("nan"))
+        return HypothesisTest(float("nan"), float("nan"))
     statistic = float(np.mean(last**2) / np.mean(first**2))
     below = fdtr(len(last), len(first), statistic)
     above = fdtrc(len(last), len(first), statistic)
     p_values = {"two-sided": 2 * min(below, above), "increasing": above, "decreasing": below}
     if alternative not in p_values:
         raise ValueError(f"`alternative` must be one of {list(p_values)}, got {alternative!r}.")
-    return TestResult(statistic, float(p_values[alternative]))
+    return HypothesisTest(statistic, float(p_values[alternative]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +156,9 @@ class ResidualTests:
     channels: tuple[str, ...]
     counts: tuple[int, ...]
     lags: int
-    autocorrelation: tuple[TestResult, ...]
-    normality: tuple[TestResult, ...]
-    heteroskedasticity: tuple[TestResult, ...]
+    autocorrelation: tuple[HypothesisTest, ...]
+    normality: tuple[HypothesisTest, ...]
+    heteroskedasticity: tuple[HypothesisTest, ...]
     mean: tuple[float, ...]
     variance: tuple[float, ...]
     skewness: tuple[float, ...]

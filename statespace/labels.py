@@ -48,6 +48,7 @@ class Labels:
     inputs: tuple[str, ...] | None
     unit: str | None
     frequency: str | None
+    _digest: bytes
 
     def __init__(
         self,

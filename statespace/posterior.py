@@ -263,7 +263,9 @@ class GaussianPosterior(Gaussians):
         """
         key = jax.random.key(0) if key is None else key
         states = (("chain", "draw", "time", "state"), self.sample(key, draws)[None])
-        groups = {"posterior": {"states": states}}
+        groups: dict[str, dict[str, tuple[tuple[str, ...], Any]]] = {
+            "posterior": {"states": states}
+        }
         if self.pointwise is not None:
             groups["log_likelihood"] = {"y": (("time",), self.pointwise)}
         if self.y is not None:

@@ -87,8 +87,8 @@ def read_times(times: Any, index: Any, length: int, time_unit: str | None) -> Cl
         if is_traced(times):
             _check_length("times", times.shape, length)
             gaps = jnp.diff(times)
-            first = gaps[:1] if length > 1 else jnp.ones(1)
-            return Clock(times, jnp.concatenate([first, gaps]), None)
+            start = gaps[:1] if length > 1 else jnp.ones(1)
+            return Clock(times, jnp.concatenate([start, gaps]), None)
         times = _as_index_or_numbers(times)
         _check_length("times", times.shape, length)
         if package_of(times) == "pandas":
@@ -101,11 +101,11 @@ def read_times(times: Any, index: Any, length: int, time_unit: str | None) -> Cl
         rounding = np.finfo(times.dtype).eps
         values = np.asarray(times, float)
     _check_increasing(values, index if index is not None else values, argument)
-    gaps = np.diff(values)
     dt = regular_interval(values, rounding)
-    first = gaps[:1] if length > 1 else np.ones(1)
-    intervals = np.concatenate([first, gaps]) if dt is None else np.full(length, dt)
-    return Clock(values, intervals, dt, index, unit, frequency)
+    if dt is not None:
+        return Clock(values, np.full(length, dt), dt, index, unit, frequency)
+    between = np.diff(values)
+    return Clock(values, np.append(between[0], between), None, index, unit, frequency)
 
 
 def read_inputs(inputs: Any, index: Any, length: int) -> tuple[Any, tuple[str, ...] | None]:
@@ -157,7 +157,7 @@ def to_floats(value: Any, argument: str) -> Any:
         return value if value.dtype.itemsize >= 4 else value.astype(jnp.float32)
     masked = isinstance(value, np.ma.MaskedArray)
     try:
-        array = value if masked else np.asarray(value)
+        array: Any = value if masked else np.asarray(value)
     except ValueError:
         raise ValueError(
             f"`{argument}` is a list of lists of unequal lengths: one recording needs a rectangular array "

@@ -376,7 +376,7 @@ def _pad(series: Series, length: int) -> tuple[Array, Array, Array, Array | None
 
 def assemble(cls: type, **fields: Any) -> Any:
     """A record from its fields, as a pytree is rebuilt: past ``__init__`` and its reading."""
-    made = object.__new__(cls)
+    made: Any = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(made, name, value)
     return made
