@@ -32,7 +32,7 @@ class Descent(NamedTuple):
         step: the step length to be tried next, inside the bracket ``(low, high)``.
         moves: past steps, newest first, and ``turns`` the changes of gradient along them.
         weights: one over their inner products; zero for an empty place.
-        iterations: accepted steps.
+        iterations: accepted steps, -1 before the first evaluation.
         status: ``RUNNING``, ``CONVERGED`` or ``STALLED``.
     """
 
@@ -58,18 +58,30 @@ class Descent(NamedTuple):
 Objective = Callable[[Float[Array, " p"]], Float[Array, ""]]
 
 
-def start(objective: Objective, x: Float[Array, " p"], tolerance: Array) -> Descent:
-    """The state of a search at its starting point."""
-    value, gradient = _evaluate(objective, x)
-    zero = jnp.zeros((), int)
+def start(x: Float[Array, " p"]) -> Descent:
+    """The state of a search before its first evaluation, which a trial step of no length makes."""
+    integer = jnp.zeros((), int)
+    zero = jnp.zeros((), x.dtype)
     history = jnp.zeros((_MEMORY, x.shape[0]), x.dtype)
-    weights = jnp.zeros(_MEMORY, x.dtype)
-    blank = jnp.zeros((), x.dtype)
-    state = Descent(
-        x, value, gradient, x, blank, blank, blank, blank, blank, blank, zero,
-        history, history, weights, zero, zero + 1, zero,
-    )  # fmt: skip
-    return _aim(state, tolerance)
+    return Descent(
+        x=x,
+        value=zero + jnp.inf,
+        gradient=jnp.zeros_like(x),
+        direction=jnp.zeros_like(x),
+        slope=zero,
+        step=zero + 1,
+        low=zero,
+        high=zero + jnp.inf,
+        value_low=zero + jnp.inf,
+        slope_low=zero,
+        trials=integer,
+        moves=history,
+        turns=history,
+        weights=jnp.zeros(_MEMORY, x.dtype),
+        iterations=integer - 1,
+        evaluations=integer,
+        status=integer,
+    )
 
 
 def advance(objective: Objective, state: Descent, tolerance: Array, limit: Array) -> Descent:
@@ -176,9 +188,10 @@ def _narrow(s: Descent, value: Array, slope: Array, enough: Array) -> Descent:
     inside = jnp.where(usable, jnp.clip(parabola, 0.1 * width, 0.9 * width), 0.5 * width)
     step = jnp.where(jnp.isfinite(high), low + inside, _EXPANSION * low)
 
-    # A line search that finds nothing starts once more, downhill and without its past.
+    # A line search that finds nothing starts once more, downhill and without its past; where there is no
+    # slope, as before the first evaluation, there is no line to search.
     closed = jnp.isfinite(high) & (width <= jnp.finfo(step.dtype).eps * high)
-    failed = (s.trials >= _TRIALS) | closed
+    failed = (s.trials >= _TRIALS) | closed | (s.slope == 0)
     fresh = s.weights[0] == 0
     stuck = s._replace(status=jnp.full_like(s.status, STALLED))
     restarted = _aim(s._replace(weights=jnp.zeros_like(s.weights)), jnp.zeros_like(s.value))

@@ -15,7 +15,15 @@ from statespace.learners.expectations import expectations
 from statespace.learners.information import bends, uncertainty
 from statespace.learners.likelihood import bare, log_likelihood
 from statespace.learners.priors import Priors, checked_priors, log_prior
-from statespace.learners.problem import Problem, check_start, curvature, density, not_finite
+from statespace.learners.problem import (
+    Problem,
+    check_start,
+    curvature,
+    density,
+    not_finite,
+    vector,
+    with_values,
+)
 from statespace.learners.progress import bar
 from statespace.learners.regressions import maximise, regressions
 from statespace.learners.result import FitResult
@@ -82,11 +90,9 @@ class EM(eqx.Module):
         problem = Problem(model, bare(data), checked_priors(model, priors), method)
         check_start(problem, "EM")
         state, trace = self._run(problem)
-        problem = eqx.tree_at(
-            lambda p: p.model, problem, replace(model, state.values), is_leaf=lambda x: x is model
-        )
+        problem = with_values(problem, state.values)
         reason = self._verdict(int(state.status), trace, problem)
-        z = problem.vector()
+        z = vector(problem)
         total, likelihood = (float(v) for v in _densities(problem))
         trace.append(total)
         errors = None
@@ -111,7 +117,7 @@ class EM(eqx.Module):
     def _run(self, problem: Problem) -> tuple[Progress, list[float]]:
         """Iterate, block by block, to the end."""
         values = parameters(problem.model, frozen=False)
-        dtype = problem.vector().dtype
+        dtype = vector(problem).dtype
         tolerance, floor = jnp.asarray(self.tolerance, dtype), jnp.asarray(self.floor, dtype)
         zero = jnp.zeros((), int)
         state = Progress(
@@ -139,7 +145,7 @@ class EM(eqx.Module):
             )
         if status == _NOT_FINITE:
             if len(trace) <= 1:
-                raise not_finite("EM", trace[0] if trace else density(problem, problem.vector()))
+                raise not_finite("EM", trace[0] if trace else density(problem, vector(problem)))
             raise ValueError(
                 f"EM stopped at iteration {len(trace)}: the log likelihood became {trace[-1]}. Start "
                 "elsewhere, give EM(floor=...) a least variance, or use Kalman(form='sqrt')."

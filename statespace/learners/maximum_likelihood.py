@@ -12,9 +12,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.learners import descent
 from statespace.learners.information import Bends, bends, uncertainty
-from statespace.learners.likelihood import bare, log_likelihood
-from statespace.learners.priors import Priors, checked_priors
-from statespace.learners.problem import Problem, check_start, curvature, density, not_finite
+from statespace.learners.likelihood import bare
+from statespace.learners.priors import Priors, checked_priors, log_prior
+from statespace.learners.problem import (
+    Problem,
+    check_start,
+    curvature,
+    density,
+    moved,
+    not_finite,
+    vector,
+)
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
 
@@ -78,7 +86,7 @@ class MaximumLikelihood(eqx.Module):
         """The parameters that make the data most likely; see :func:`statespace.fit`."""
         problem = Problem(model, bare(data), checked_priors(model, priors), method)
         check_start(problem, "MaximumLikelihood")
-        z = problem.vector()
+        z = vector(problem)
         states, trace = self._search(problem, self._disperse(z, key))
         values = np.atleast_1d(np.asarray(states.value))
         if not np.isfinite(values).any():
@@ -95,17 +103,17 @@ class MaximumLikelihood(eqx.Module):
             trace += more
         else:
             shape, reason = None, self._verdict(state)
-        problem = eqx.tree_at(lambda p: p.model, problem, problem.place(state.x))
+        problem = moved(problem, state.x)
         total = -float(state.value)
-        likelihood = float(_likelihood(problem))
+        prior = float(log_prior(problem.model, problem.priors)) if problem.priors else None
         kind = "maximum a posteriori" if problem.priors else "maximum likelihood"
         many = f", {self.starts} starts" if self.starts > 1 else ""
         return FitResult(
             model=problem.model,
             data=data,
             learner=f"{kind} (L-BFGS{many})",
-            log_likelihood=likelihood,
-            log_prior=total - likelihood if problem.priors else None,
+            log_likelihood=total - (prior or 0.0),
+            log_prior=prior,
             converged=reason == _DONE,
             reason=reason,
             iterations=int(state.iterations),
@@ -130,7 +138,8 @@ class MaximumLikelihood(eqx.Module):
         """Run the searches to their end, block by block if there is a bar to move."""
         block = self.max_steps if self.progress is False else _BLOCK
         tolerance = jnp.asarray(self.tolerance, z.dtype)
-        state, trace = _begin(problem, z, tolerance), []
+        begin = descent.start if z.ndim == 1 else jax.vmap(descent.start)
+        state, trace = begin(z), []
         with bar(self.max_steps, "maximum likelihood", self.progress) as shown:
             for limit in range(block, self.max_steps + block, block):
                 end = jnp.asarray(min(limit, self.max_steps))
@@ -148,32 +157,35 @@ class MaximumLikelihood(eqx.Module):
         """Look at the end of a search through the Hessian: polish a maximum, leave a saddle."""
         eps = float(jnp.finfo(state.x.dtype).eps)
         trace: list[float] = []
+        polished, before = False, None
         for _ in range(_ROUNDS):
             value, gradient, hessian = (np.asarray(a, float) for a in curvature(problem, state.x))
-            shape = bends(hessian, float(value), eps)
             noise = float(descent.rounding(jnp.asarray(value, state.x.dtype)))
+            if before is not None and not value <= float(before[0].value) + noise:
+                state, shape = before  # the Newton step overshot
+                break
             small = max(self.tolerance, noise)
+            shape = bends(hessian, float(value), eps)
+            state = state._replace(value=jnp.asarray(value, state.x.dtype))
             if np.any((shape.values < 0) & ~shape.flat):
-                moved = self._leave(problem, state, gradient, shape, small)
-                if moved is None:
+                point = self._leave(problem, state, gradient, shape, small)
+                if point is None:
                     return state, shape, _SADDLE, trace
-                state, more = self._search(problem, moved)
+                state, more = self._search(problem, point)
                 trace += more
+                polished, before = False, None
                 continue
             keep = ~shape.flat
             along = shape.vectors.T @ (shape.scale * gradient)
             gain = float(np.sum(along[keep] ** 2 / shape.values[keep]) / 2)
-            if gain <= 1e-6 * small or gain <= noise:
+            polished = polished or gain <= small
+            if gain <= max(1e-6 * small, noise):
                 return state, shape, _DONE, trace
             move = -shape.scale * (shape.vectors[:, keep] @ (along[keep] / shape.values[keep]))
-            x = state.x + jnp.asarray(move, state.x.dtype)
-            new = -float(density(problem, x))
-            if not new <= float(value) + noise:
-                break
-            state = state._replace(x=x, value=jnp.asarray(new, state.x.dtype))
-            trace.append(-new)
-        reason = _DONE if gain <= small else self._verdict(state)
-        return state, shape, reason, trace
+            before = state, shape
+            state = state._replace(x=state.x + jnp.asarray(move, state.x.dtype))
+            trace.append(-float(value))
+        return state, shape, _DONE if polished else self._verdict(state), trace
 
     def _leave(
         self,
@@ -209,19 +221,8 @@ _SADDLE = "the end point is a saddle of the log likelihood; try several starts"
 
 
 @eqx.filter_jit
-def _begin(problem: Problem, z: Array, tolerance: Array) -> descent.Descent:
-    begin = lambda x: descent.start(problem.loss, x, tolerance)
-    return begin(z) if z.ndim == 1 else jax.vmap(begin)(z)
-
-
-@eqx.filter_jit
 def _go_on(
     problem: Problem, state: descent.Descent, tolerance: Array, limit: Array
 ) -> descent.Descent:
     step = lambda s: descent.advance(problem.loss, s, tolerance, limit)
     return step(state) if state.x.ndim == 1 else jax.vmap(step)(state)
-
-
-@eqx.filter_jit
-def _likelihood(problem: Problem) -> Float[Array, ""]:
-    return log_likelihood(problem.model, problem.data, problem.method)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from statespace.learners.likelihood import bare, log_likelihood
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import Priors, checked_priors, log_prior
-from statespace.learners.problem import Problem, check_start, density, not_finite
+from statespace.learners.problem import Problem, check_start, density, moved, not_finite, vector
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
 
@@ -96,7 +96,7 @@ class NUTS(eqx.Module):
             for name in Draw._fields[1:]
         }
         values = {name: np.asarray(v) for name, v in _values(problem, z).items()}
-        at = eqx.tree_at(lambda p: p.model, problem, problem.place(jnp.mean(z, axis=(0, 1))))
+        at = moved(problem, jnp.mean(z, axis=(0, 1)))
         return PosteriorResult.from_draws(
             problem=at,
             data=data,
@@ -112,7 +112,7 @@ class NUTS(eqx.Module):
         self, problem: Problem, key: PRNGKeyArray, start: FitResult | None
     ) -> Float[Array, "chains p"]:
         """Starting points at which the posterior density is positive."""
-        z = problem.vector()
+        z = vector(problem)
         if not np.isfinite(float(density(problem, z))):
             raise not_finite("NUTS", density(problem, z))
         width = np.maximum(np.abs(np.asarray(z)), 1.0)

@@ -102,7 +102,7 @@ def check_start(problem: Problem, learner: str) -> None:
     """
     if not problem.names:
         raise ValueError(f"{learner}: every parameter of the model is frozen; nothing is to learn.")
-    for name, value in problem.free().items():
+    for name, value in free_values(problem).items():
         if not np.all(np.isfinite(value)):
             raise ValueError(
                 f"{learner} cannot start at {name!r} = {np.asarray(parameters(problem.model)[name])}: "
@@ -118,6 +118,34 @@ def not_finite(learner: str, value: Any) -> ValueError:
         f"{float(value)}. Give starting values at which the data are possible: noise scales of the "
         "size of the data's, and a transition that does not explode."
     )
+
+
+@eqx.filter_jit
+def free_values(problem: Problem) -> dict[str, Array]:
+    """:meth:`Problem.free`, compiled."""
+    return problem.free()
+
+
+@eqx.filter_jit
+def vector(problem: Problem) -> Float[Array, " p"]:
+    """:meth:`Problem.vector`, compiled."""
+    return problem.vector()
+
+
+@eqx.filter_jit
+def _values(problem: Problem, z: Float[Array, " p"]) -> dict[str, Array]:
+    return problem.values(z)
+
+
+def moved(problem: Problem, z: Float[Array, " p"]) -> Problem:
+    """The problem with its model at an unconstrained vector."""
+    return with_values(problem, _values(problem, z))
+
+
+def with_values(problem: Problem, values: dict[str, Array]) -> Problem:
+    """The problem with its model at other parameters."""
+    model = replace(problem.model, values)
+    return Problem(model, problem.data, problem.priors, problem.method)
 
 
 @eqx.filter_jit

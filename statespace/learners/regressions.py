@@ -185,8 +185,7 @@ def _climb(
         return ((s.count * log_det + trace) / 2 - prior).astype(z.dtype)
 
     tolerance = jnp.asarray(1e-10, z.dtype)
-    state = descent.start(loss, z, tolerance)
-    state = descent.advance(loss, state, tolerance, jnp.asarray(200))
+    state = descent.advance(loss, descent.start(z), tolerance, jnp.asarray(200))
     return {n: to[n](part) for n, part in zip(names, unravel(state.x))}
 
 

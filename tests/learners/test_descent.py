@@ -13,9 +13,7 @@ def minimise(objective, x, tolerance=1e-12, limit=3000):
 
     @jax.jit
     def run(x):
-        return descent.advance(
-            objective, descent.start(objective, x, tolerance), tolerance, jnp.asarray(limit)
-        )
+        return descent.advance(objective, descent.start(x), tolerance, jnp.asarray(limit))
 
     return run(jnp.asarray(x))
 
@@ -66,8 +64,7 @@ def test_a_batch_is_its_searches():
     tolerance = jnp.asarray(1e-12)
 
     def run(x):
-        state = descent.start(rosenbrock, x, tolerance)
-        return descent.advance(rosenbrock, state, tolerance, jnp.asarray(500))
+        return descent.advance(rosenbrock, descent.start(x), tolerance, jnp.asarray(500))
 
     batch = jax.jit(jax.vmap(run))(starts)
     alone = jax.jit(run)
@@ -79,7 +76,7 @@ def test_a_batch_is_its_searches():
 
 def test_limit_of_evaluations_and_going_on():
     tolerance = jnp.asarray(1e-12)
-    state = descent.start(rosenbrock, jnp.full(4, -1.2), tolerance)
+    state = descent.start(jnp.full(4, -1.2))
     once = descent.advance(rosenbrock, state, tolerance, jnp.asarray(3000))
     state = descent.advance(rosenbrock, state, tolerance, jnp.asarray(7))
     assert state.evaluations == 7
