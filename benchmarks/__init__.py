@@ -1,0 +1,1 @@
+"""Side-by-side measurements of statespace and its peers: ``python -m benchmarks --help``."""
