@@ -147,8 +147,8 @@ def psd_factor(covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """A lower triangular factor of a positive semi-definite matrix, singular ones included.
 
     Rows are scaled to unit variance first, so that coordinates in very different units keep their
-    relative accuracy. The derivative is that of one of the factors, ``dL = dC L^{-T} / 2``: right for
-    whatever depends on ``L L^T`` alone, and finite where eigenvalues coincide or vanish.
+    relative accuracy. The derivative is that of one of the factors, ``dL = (I - L L^+ / 2) dC L^{+T}``: right
+    for whatever depends on ``L L^T`` alone, and finite where eigenvalues coincide or vanish.
     """
     variance = jnp.diagonal(covariance)
     positive = variance > 0
@@ -164,7 +164,8 @@ def _psd_factor_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arra
     rows = jnp.sqrt(jnp.sum(factor**2, axis=1))
     inverse = 1 / jnp.where(rows > 0, rows, 1.0)
     pseudo = jnp.linalg.pinv(factor * inverse[:, None]) * inverse
-    return factor, 0.5 * tangents[0] @ pseudo.T
+    outer = tangents[0] @ pseudo.T
+    return factor, outer - 0.5 * factor @ (pseudo @ outer)
 
 
 def _part(value: Any) -> Part:

@@ -33,8 +33,8 @@ from statespace.parameters import parameter
 class DynamicFactor(eqx.Module):
     """``y_t = mean + loadings f_t + u_t`` with ``f_t = sum_j Phi_j f_{t-j} + e_t``, ``e_t ~ N(0, I)``.
 
-    Geweke (1977); Stock & Watson (2011), section 2. The factors are identified by unit
-    innovations and by loadings that are zero above the diagonal and positive on it: the first series moves with
+    Geweke (1977); Stock & Watson (2011), section 2. The factors are identified by unit innovations and
+    by loadings that are zero above the diagonal and positive on it: the first series moves with
     the first factor only. The idiosyncratic ``u_t`` is white, or each series' own first-order
     autoregression. Everything starts in its stationary law.
 
