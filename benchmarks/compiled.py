@@ -35,7 +35,8 @@ def pointer(array: np.ndarray | None) -> ctypes.c_void_p | None:
     """The address of an array, which must be contiguous and float64."""
     if array is None:
         return None
-    assert array.flags.c_contiguous and array.dtype == np.float64
+    if not array.flags.c_contiguous or array.dtype != np.float64:
+        raise ValueError(f"C needs contiguous float64, got {array.dtype} with strides {array.strides}")
     return array.ctypes.data_as(ctypes.c_void_p)
 
 
