@@ -72,12 +72,35 @@ class Kalman(eqx.Module):
         if parallel is None:
             parallel = jax.default_backend() != "cpu" and len(series) >= _PARALLEL_FROM
         chain = gaussian.Chain(
-            gaussian.Initial(initial.mean, noise(initial, form), initial.diffuse),
+            gaussian.Initial(initial.mean, widened(initial, moves, sees, form), initial.diffuse),
             gaussian.Transitions(moves.matrix, moves.offset, noise_over_time(moves, form)),
             observed(sees, noise_over_time(sees, form), series),
         )
         chain = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(dtype), chain)
         return Lowered(chain, {"form": form, "parallel": parallel})
+
+
+def widened(
+    initial: Gaussian, moves: AffineGaussian, sees: AffineGaussian, form: gaussian.Form
+) -> Array:
+    """The initial noise, with a finite variance in the diffuse directions.
+
+    Any will do, because the flat prior absorbs it. One of the size of the other noises keeps the first
+    predictions from being (nearly) singular when the observation noise is small or absent, and what is
+    left after the flat directions are integrated out from being a difference of large numbers.
+    """
+    first = noise(initial, form)
+    if initial.diffuse is None:
+        return first
+    variances = [
+        jnp.max(jnp.abs(jnp.diagonal(part @ part.T if form == "sqrt" else part)), initial=0.0)
+        for part in (noise_over_time(moves, form)[0], noise_over_time(sees, form)[0])
+    ]
+    size = jax.lax.stop_gradient(jnp.maximum(*variances))
+    size = jnp.where(size > 0, size, 1.0)
+    if form == "sqrt":
+        return jnp.concatenate([first, jnp.sqrt(size) * initial.diffuse], axis=1)
+    return first + size * initial.diffuse @ initial.diffuse.T
 
 
 def observed(sees: AffineGaussian, noise: Array, series: Series) -> gaussian.Observed:
