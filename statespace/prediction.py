@@ -20,13 +20,17 @@ def query(series: Series, steps: int | None, times: Any, inputs: Any) -> Series:
             the data's times are irregular; if inputs are missing, superfluous or of the wrong length.
     """
     if (steps is None) == (times is None):
-        raise ValueError("`forecast` needs either `steps`, how many moments after the data, or `times`.")
+        raise ValueError(
+            "`forecast` needs either `steps`, how many moments after the data, or `times`."
+        )
     labels = series.labels
     if steps is not None:
         if steps < 1:
             raise ValueError(f"`steps` must be positive, got {steps}.")
         if series.dt is None:
-            raise ValueError("`steps` needs regular times, these are irregular: give `times` instead.")
+            raise ValueError(
+                "`steps` needs regular times, these are irregular: give `times` instead."
+            )
         when = float(series.times[-1]) + series.dt * np.arange(1, steps + 1)
     else:
         when = np.asarray(times, float) if labels is None else labels.times(times)
@@ -53,7 +57,9 @@ def query(series: Series, steps: int | None, times: Any, inputs: Any) -> Series:
     return assemble(
         Series,
         **{f: getattr(new, f) for f in ("y", "times", "inputs", "intervals", "complete", "dt")},
-        labels=None if labels is None else Labels(index, labels.channels, labels.inputs, labels.unit, labels.frequency),
+        labels=None
+        if labels is None
+        else Labels(index, labels.channels, labels.inputs, labels.unit, labels.frequency),
     )
 
 

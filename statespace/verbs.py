@@ -67,13 +67,17 @@ def simulate(
     """
     if isinstance(data, (int, np.integer)):
         if data < 1:
-            raise ValueError(f"`data` must be a recording or a positive number of moments, got {data}.")
+            raise ValueError(
+                f"`data` must be a recording or a positive number of moments, got {data}."
+            )
         times = np.arange(float(data)) if times is None else times
         series = Series.unobserved(times, inputs)
     else:
         series = as_data(data, times, inputs)
         if isinstance(series, Panel):
-            raise TypeError("`simulate` draws one recording at a time: call it for each of a panel.")
+            raise TypeError(
+                "`simulate` draws one recording at a time: call it for each of a panel."
+            )
     _check_model(model)
     first = None if initial_state is None else jnp.asarray(initial_state)
     return Simulation(*_simulate(model, series.drop_labels(), key, first))
@@ -271,7 +275,18 @@ def _posterior(model: Any, data: Any, method: Kalman | None, kind: str) -> Any:
             (chain, how), fields = jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, out)
             fields = _cut(fields, size)
             fields["log_likelihood"] = jnp.sum(fields["pointwise"])
-            results.append(_assemble(model, series, _cut_chain(chain, size, len(plain.y[0])), how, fields, kind, name, names))
+            results.append(
+                _assemble(
+                    model,
+                    series,
+                    _cut_chain(chain, size, len(plain.y[0])),
+                    how,
+                    fields,
+                    kind,
+                    name,
+                    names,
+                )
+            )
         return results
     (chain, how), fields = _run(model, plain, method, kind)
     return _assemble(model, plain, chain, how, fields, kind, data.labels, names)

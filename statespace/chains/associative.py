@@ -31,9 +31,11 @@ def prefix_scan(
     # repeated last elements fill the last block: prefixes before them are not affected
     fill = size * _BLOCKS - total
     blocks = jax.tree.map(
-        lambda x: jnp.concatenate([flip(x), jnp.repeat(flip(x)[-1:], fill, axis=0)])
-        .reshape(_BLOCKS, size, *x.shape[1:])
-        .swapaxes(0, 1),
+        lambda x: (
+            jnp.concatenate([flip(x), jnp.repeat(flip(x)[-1:], fill, axis=0)])
+            .reshape(_BLOCKS, size, *x.shape[1:])
+            .swapaxes(0, 1)
+        ),
         elements,
     )
 

@@ -28,7 +28,10 @@ def batch_last(function: Callable[..., Any], small: Callable[..., bool]) -> Call
         if not small(*args):
             out = jax.vmap(function, in_axes=[0 if b else None for b in batched])(*args)
         else:
-            last = [jnp.moveaxis(a, 0, -1) if b else a[..., None] for a, b in zip(args, batched, strict=True)]
+            last = [
+                jnp.moveaxis(a, 0, -1) if b else a[..., None]
+                for a, b in zip(args, batched, strict=True)
+            ]
             out = jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), differentiable(*last))
         return out, jax.tree.map(lambda _: True, out)
 

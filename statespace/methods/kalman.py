@@ -49,7 +49,9 @@ class Kalman(eqx.Module):
 
     def __check_init__(self) -> None:
         if self.form not in (None, "covariance", "sqrt"):
-            raise ValueError(f'`form` of Kalman must be "covariance", "sqrt" or None, got {self.form!r}.')
+            raise ValueError(
+                f'`form` of Kalman must be "covariance", "sqrt" or None, got {self.form!r}.'
+            )
 
     def lower(self, model: Any, series: Series) -> Lowered:
         """The chain of a model on a recording.
@@ -155,7 +157,9 @@ def initial_law(model: Any, step: Step) -> Gaussian:
     """The initial law as a Gaussian: given as one, or as a NumPyro normal distribution."""
     law = getattr(model, "initial", None)
     if law is None:
-        raise TypeError(f"{type(model).__name__} has no `initial`: a model needs all three conditionals.")
+        raise TypeError(
+            f"{type(model).__name__} has no `initial`: a model needs all three conditionals."
+        )
     if isinstance(law, Gaussian):
         return law
     law = law if isinstance(law, dist.Distribution) else law(step)

@@ -13,7 +13,15 @@ from statespace.chains.gaussian.posterior import (
     sample,
     smooth,
 )
-from statespace.chains.gaussian.types import Chain, Form, Initial, Observed, Sites, Transitions, length
+from statespace.chains.gaussian.types import (
+    Chain,
+    Form,
+    Initial,
+    Observed,
+    Sites,
+    Transitions,
+    length,
+)
 
 __all__ = [
     "Chain",

@@ -20,6 +20,11 @@ def _small(*matrices: Array) -> bool:
     return all(max(a.shape[:2]) <= UNROLLED for a in matrices)
 
 
+def _few(rows: int, inner: int, columns: int) -> bool:
+    """Whether a product is cheaper written out than as a library call."""
+    return inner <= 2 * UNROLLED and rows * inner * columns <= 2 * UNROLLED**3
+
+
 def transpose(a: Array) -> Array:
     """``A^T``."""
     return jnp.swapaxes(a, 0, 1)
@@ -32,21 +37,21 @@ def eye(n: int, like: Array) -> Array:
 
 def matmul(a: Array, b: Array) -> Array:
     """``A B``."""
-    if not _small(a, b):
+    if not _few(a.shape[0], a.shape[1], b.shape[1]):
         return a @ b
     return sum(a[:, j, None] * b[None, j] for j in range(a.shape[1]))
 
 
 def matmul_t(a: Array, b: Array) -> Array:
     """``A B^T``."""
-    if not _small(a, b):
+    if not _few(a.shape[0], a.shape[1], b.shape[0]):
         return a @ b.T
     return sum(a[:, j, None] * b[None, :, j] for j in range(a.shape[1]))
 
 
 def t_matmul(a: Array, b: Array) -> Array:
     """``A^T B``."""
-    if not _small(a, b):
+    if not _few(a.shape[1], a.shape[0], b.shape[1]):
         return a.T @ b
     return sum(a[j, :, None] * b[j, None] for j in range(a.shape[0]))
 
@@ -120,7 +125,11 @@ def solve_lower_t(l: Array, b: Array) -> Array:
 
 def log_diagonal(l: Array) -> Array:
     """``sum_i log L_ii``."""
-    return sum(jnp.log(l[i, i]) for i in range(l.shape[0])) if _small(l) else jnp.sum(jnp.log(jnp.diagonal(l)))
+    return (
+        sum(jnp.log(l[i, i]) for i in range(l.shape[0]))
+        if _small(l)
+        else jnp.sum(jnp.log(jnp.diagonal(l)))
+    )
 
 
 @jax.custom_jvp
@@ -167,7 +176,9 @@ def _tria_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     full = jnp.moveaxis(factor, (0, 1), (-2, -1))
     gone = jnp.moveaxis(dead, 0, -1)
     safe = full + gone[..., None] * jnp.eye(n, dtype=m.dtype)
-    ds = jnp.moveaxis(dm, (0, 1), (-2, -1)) @ jnp.swapaxes(jnp.moveaxis(m, (0, 1), (-2, -1)), -1, -2)
+    ds = jnp.moveaxis(dm, (0, 1), (-2, -1)) @ jnp.swapaxes(
+        jnp.moveaxis(m, (0, 1), (-2, -1)), -1, -2
+    )
     ds = ds + jnp.swapaxes(ds, -1, -2)
     solve = jax.lax.linalg.triangular_solve
     half = solve(safe, ds, left_side=True, lower=True)

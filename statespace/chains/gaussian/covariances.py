@@ -16,20 +16,25 @@ from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.types import Chain, Form, Observed, Sites, is_constant, length
 
 _CHUNK = 16  # steps between two looks at whether the recursion has converged
+_BUFFER = (
+    2**20
+)  # numbers that may be stored before it has; a chain that takes longer is run plainly
 
 
 class Gains(NamedTuple):
-    """Per moment: predicted and filtered covariance (or factor), gain, and innovation factor.
+    """Per moment: predicted and filtered covariance (or factor), gain, innovation factor, and ``F gain``.
 
     For observed potentials ``gain`` is ``P H^T S^{-1}`` and ``factor`` the Cholesky factor of ``S``. For
     sites ``gain`` is the filtered covariance, which multiplies ``shift - precision m``, and ``factor`` that
-    of ``I + U^T precision U`` with ``P = U U^T``.
+    of ``I + U^T precision U`` with ``P = U U^T``. ``ahead`` is the gain on the next predicted mean; its last
+    entry has no meaning.
     """
 
     predicted: Float[Array, "T n k"]
     filtered: Float[Array, "T n k"]
     gain: Float[Array, "T n m"]
     factor: Float[Array, "T m m"]
+    ahead: Float[Array, "T n m"]
 
 
 def covariance_pass(chain: Chain, form: Form, parallel: bool) -> Gains:
@@ -56,7 +61,8 @@ def update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
         w = la.matmul_t(p, h)
         factor = la.cholesky(la.matmul(h, w) + r)
         v = la.solve_lower(factor, la.transpose(w))
-        return p - la.t_matmul(v, v), la.transpose(la.solve_lower_t(factor, v)), factor
+        gain = la.transpose(la.solve_lower_t(factor, v))
+        return p - la.t_matmul(v, v), gain, factor
 
     def observed_sqrt(u: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
         m, n = h.shape[:2]
@@ -113,7 +119,7 @@ def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..
 
     def moment(p: Array, f: Array, q: Array, h: Array, r: Array) -> tuple[Array, Gains]:
         filtered, gain, factor = one(p, h, r)
-        return predict(filtered, f, q, form), Gains(p, filtered, gain, factor)
+        return predict(filtered, f, q, form), Gains(p, filtered, gain, factor, la.matmul(f, gain))
 
     def plain(p0: Array, f: Array, q: Array, h: Array, r: Array) -> Gains:
         arrays = (pad_last(f, steps), pad_last(q, steps), h, r)
@@ -121,11 +127,9 @@ def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..
         return scan_moments(lambda p, at: moment(p, *at), p0, arrays, steps)[1]
 
     def until_converged(p0: Array, f: Array, q: Array, h: Array, r: Array) -> Gains:
-        chunks = -(-steps // _CHUNK)
         at = (f[0], q[0], h[0], r[0])
         p0 = _full_carry(p0, f, q, h, r, form)
-        out = jax.eval_shape(lambda p: moment(p, *at)[1], p0)
-        buffers = jax.tree.map(lambda s: jnp.zeros((chunks * _CHUNK, *s.shape), s.dtype), out)
+        chunks = min(-(-steps // _CHUNK), max(8, _BUFFER // (_CHUNK * p0.size)))
 
         def chunk(state: tuple) -> tuple:
             i, p, _, buffers = state
@@ -138,14 +142,24 @@ def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..
         def going(state: tuple) -> Array:
             return (state[0] < chunks) & ~state[2]
 
-        used, _, _, buffers = jax.lax.while_loop(
-            going, chunk, (0, p0, jnp.zeros((), bool), buffers)
-        )
+        shapes = jax.eval_shape(lambda p: moment(p, *at)[1], p0)
+        buffers = jax.tree.map(lambda s: jnp.zeros((chunks * _CHUNK, *s.shape), s.dtype), shapes)
+        start = (0, p0, jnp.zeros((), bool), buffers)
+        used, _, converged, buffers = jax.lax.while_loop(going, chunk, start)
         index = jnp.minimum(jnp.arange(steps), used * _CHUNK - 1)
-        return jax.tree.map(lambda b: b[index], buffers)
+
+        def repeat_last() -> Gains:
+            return jax.tree.map(lambda b: b[index], buffers)
+
+        if chunks * _CHUNK >= steps:
+            return repeat_last()
+        return jax.lax.cond(converged, repeat_last, lambda: plain(p0, f, q, h, r))
 
     def small(p0: Array, f: Array, q: Array, h: Array, r: Array) -> bool:
-        return max(f.shape[1], h.shape[1]) <= la.UNROLLED and max(q.shape[2], r.shape[2]) <= 2 * la.UNROLLED
+        return (
+            max(f.shape[1], h.shape[1]) <= la.UNROLLED
+            and max(q.shape[2], r.shape[2]) <= 2 * la.UNROLLED
+        )
 
     batched = batch_last(plain, small)
     if not steady:
@@ -195,6 +209,8 @@ def _full_carry(p0: Array, f: Array, q: Array, h: Array, r: Array, form: Form) -
 
 def pad_last(x: Array, steps: int) -> Array:
     """Transitions repeated once at the end, so that the last moment has one to predict with."""
+    if x.shape[0] == 0:
+        return jnp.zeros((1, *x.shape[1:]), x.dtype)
     if x.shape[0] == 1 or x.shape[0] == steps:
         return x
     return jnp.concatenate([x, x[-1:]])
@@ -265,8 +281,12 @@ def _parallel(chain: Chain, form: Form) -> Gains:
 
     predicted = p0[None]
     if steps > 1:
-        predicted = jnp.concatenate([predicted, vmap_moments(ahead, filtered[:-1], f.matrix, f.noise)])
-    return Gains(predicted, *vmap_moments(one, predicted, h, r))
+        predicted = jnp.concatenate(
+            [predicted, vmap_moments(ahead, filtered[:-1], f.matrix, f.noise)]
+        )
+    updates = vmap_moments(one, predicted, h, r)
+    ahead = vmap_moments(la.matmul, pad_last(f.matrix, steps), updates[1])
+    return Gains(predicted, *updates, ahead)
 
 
 def vmap_moments(function: Callable, *arrays: Array) -> Any:

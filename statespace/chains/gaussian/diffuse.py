@@ -21,8 +21,7 @@ class Flat(NamedTuple):
 
 def total(gram: Float[Array, "T c c"]) -> Float[Array, "c c"]:
     """The sum over moments, rounded once."""
-    steps, c = gram.shape[:2]
-    return jax.vmap(compensated_sum, in_axes=1)(gram.reshape(steps, c * c)).reshape(c, c)
+    return compensated_sum(gram)
 
 
 def integrate(gram: Float[Array, "c c"]) -> Flat:
@@ -101,5 +100,7 @@ def moments(
     reach = size > jnp.finfo(size.dtype).eps * jnp.maximum(jnp.sum(spread**2, axis=1), 1e-300)
     infinite = reach[:, None] & reach[None, :]
     sign = jnp.where(open_ @ open_.T < 0, -jnp.inf, jnp.inf)
-    overlap = jnp.abs(open_ @ open_.T) > jnp.finfo(size.dtype).eps * jnp.sqrt(size[:, None] * size[None, :])
+    overlap = jnp.abs(open_ @ open_.T) > jnp.finfo(size.dtype).eps * jnp.sqrt(
+        size[:, None] * size[None, :]
+    )
     return mean, jnp.where(infinite & overlap, sign, covariance)

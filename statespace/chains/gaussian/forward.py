@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -81,10 +82,14 @@ def forward(chain: Chain, form: Form, parallel: bool) -> Forward:
         design, residual = p.precision, p.shift
     else:
         design, residual = p.matrix, p.value - p.offset
-    means = mean_pass(columns(chain), f.matrix, f.offset, design, residual, gains.gain, parallel)
+    means = mean_pass(
+        columns(chain), f.matrix, f.offset, design, residual, gains.gain, gains.ahead, parallel
+    )
     if isinstance(p, Sites):
         constant = -vmap_moments(la.log_diagonal, gains.factor)
-        gram = vmap_moments(_site_gram, means.predicted, means.innovation, p.precision, p.shift, gains.gain)
+        gram = vmap_moments(
+            _site_gram, means.predicted, means.innovation, p.precision, p.shift, gains.gain
+        )
     else:
         dims = p.value.shape[1] if count is None else count
         constant = -vmap_moments(la.log_diagonal, gains.factor) - 0.5 * LOG_2PI * dims
@@ -93,7 +98,9 @@ def forward(chain: Chain, form: Form, parallel: bool) -> Forward:
     return Forward(gains, means, constant, gram)
 
 
-def _site_gram(mean: Array, innovation: Array, precision: Array, shift: Array, gain: Array) -> Array:
+def _site_gram(
+    mean: Array, innovation: Array, precision: Array, shift: Array, gain: Array
+) -> Array:
     """``log int N(x; m, P) exp(-x' L x / 2 + s' x) dx`` is ``-log|I + P L| / 2 - z' gram z / 2``."""
     linear = jnp.zeros((mean.shape[1],) * 2, mean.dtype).at[0].set(shift @ mean)
     return (
@@ -128,22 +135,34 @@ def pulls(chain: Chain, run: Forward) -> Pull:
         closed = la.eye(gain.shape[0], gain) - la.matmul(gain, h)
         return closed, la.t_matmul(white_h, white_v), la.t_matmul(white_h, white_h)
 
-    return Pull(*vmap_moments(observed, p.matrix, run.gains.gain, run.gains.factor, run.means.innovation))
+    return Pull(
+        *vmap_moments(observed, p.matrix, run.gains.gain, run.gains.factor, run.means.innovation)
+    )
 
 
-def compensated_sum(x: Float[Array, " T"]) -> Float[Array, ""]:
-    """The sum of an array to nearly the accuracy of its rounded exact value, by pairwise two-sums."""
-    error = jnp.zeros_like(x)
-    while x.shape[0] > 1:
-        if x.shape[0] % 2:
-            x, error = jnp.pad(x, (0, 1)), jnp.pad(error, (0, 1))
-        half = x.shape[0] // 2
-        a, b = x[:half], x[half:]
+def compensated_sum(x: Float[Array, "T *d"]) -> Float[Array, "*d"]:
+    """The sum over the first axis, nearly as accurate as the rounded exact one.
+
+    Columns of about sqrt(T) entries are added with two-sums (Knuth), all columns at once, and then the columns
+    likewise.
+    """
+    steps = x.shape[0]
+    rows = max(1, math.isqrt(steps))
+    columns = -(-steps // rows)
+    padded = jnp.concatenate([x, jnp.zeros((rows * columns - steps, *x.shape[1:]), x.dtype)])
+
+    def add(carry: tuple[Array, Array], b: Array) -> tuple[tuple[Array, Array], None]:
+        a, error = carry
         total = a + b
         part = total - a
-        error = error[:half] + error[half:] + ((a - (total - part)) + (b - part))
-        x = total
-    return x[0] + error[0]
+        return (total, error + ((a - (total - part)) + (b - part))), None
+
+    def down(x: Array) -> tuple[Array, Array]:
+        return jax.lax.scan(add, (jnp.zeros_like(x[0]), jnp.zeros_like(x[0])), x)[0]
+
+    sums, errors = down(padded.reshape(rows, columns, *x.shape[1:]))
+    total, error = down(sums)
+    return total + (error + jnp.sum(errors, axis=0))
 
 
 def covariances(factors_or_covariances: Array, form: Form) -> Array:

@@ -32,7 +32,9 @@ from statespace.chains.gaussian.types import (
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def log_likelihood(chain: Chain, form: Form = "covariance", parallel: bool = False) -> Float[Array, ""]:
+def log_likelihood(
+    chain: Chain, form: Form = "covariance", parallel: bool = False
+) -> Float[Array, ""]:
     """``log p(y_{0:T-1})``; under a flat prior on the diffuse directions, if there are any.
 
     Its derivative is the score of Koopman & Shephard (1992) from one backward pass, which inverts no noise
@@ -77,7 +79,9 @@ def value_and_score(
     value = compensated_sum(run.constant) + flat.log_evidence
     masked = absorb_mask(chain, form)
     pull = pulls(masked, run)
-    back = adjoint_pass(chain.transitions.matrix, pull.closed, pull.mean, pull.information, parallel)
+    back = adjoint_pass(
+        chain.transitions.matrix, pull.closed, pull.mean, pull.information, parallel
+    )
     # expectations over the diffuse coefficients: columns in standard normal coefficients
     r, after = diffuse.collapse(back.mean, flat), diffuse.collapse(back.mean_after, flat)
     back = back._replace(mean=r, mean_after=after)
@@ -167,9 +171,7 @@ def _potential_score(
 
     e = vmap_moments(residual, run.gains.factor, innovation, run.gains.gain, back.mean_after)
 
-    def matrix(
-        e: Array, x: Array, factor: Array, h: Array, k: Array, n: Array, p: Array
-    ) -> Array:
+    def matrix(e: Array, x: Array, factor: Array, h: Array, k: Array, n: Array, p: Array) -> Array:
         closed = la.eye(k.shape[0], k) - la.matmul(k, h)
         pulled = la.solve_lower_t(factor, la.solve_lower(factor, h))
         pulled = pulled - la.t_matmul(k, la.matmul(n, closed))
@@ -182,7 +184,9 @@ def _potential_score(
 
     g = run.gains
     h, r = masked.potentials.matrix, p.noise
-    by_matrix = vmap_moments(matrix, e, state, g.factor, h, g.gain, back.information_after, predicted)
+    by_matrix = vmap_moments(
+        matrix, e, state, g.factor, h, g.gain, back.information_after, predicted
+    )
     if p.mask is None:
         by_noise = vmap_moments(noise, e, g.factor, g.gain, back.information_after, r)
     else:

@@ -35,11 +35,24 @@ def mean_pass(
     design: Float[Array, "S m n"],
     residual: Float[Array, "T m"],
     gain: Float[Array, "T n m"],
+    ahead: Float[Array, "T n m"],
     parallel: bool,
 ) -> Means:
-    """``v = r - H m``, ``m <- m + K v``, ``m <- F m + b``; r enters the first column only."""
+    """``v = r - H m``, filtered ``m + K v``, next ``F m + (F K) v + b``; r and b enter the first column only.
+
+    Args:
+        mean: of the first state, with its columns.
+        matrix: ``F``.
+        offset: ``b``.
+        design: ``H``.
+        residual: ``r``, the observation less its offset.
+        gain: ``K``.
+        ahead: ``F K``.
+        parallel: whether to use associative scans.
+    """
     run = _parallel_means if parallel else _sequential_means(residual.shape[0])
-    return Means(*run(mean, matrix, offset, design, residual, gain))
+    predicted = run(mean, matrix, offset, design, residual, ahead)
+    return Means(predicted, *vmap_moments(_outputs, predicted, design, residual, gain))
 
 
 def first_column(x: Array, columns: int) -> Array:
@@ -47,61 +60,63 @@ def first_column(x: Array, columns: int) -> Array:
     return jnp.concatenate([x[:, None]] + [jnp.zeros_like(x)[:, None]] * (columns - 1), axis=1)
 
 
-def _moment(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> tuple[Array, Means]:
+def _ahead(mean: Array, f: Array, b: Array, h: Array, r: Array, fk: Array) -> Array:
+    """The next predicted mean."""
     c = mean.shape[1]
     innovation = first_column(r, c) - la.matmul(h, mean)
-    filtered = mean + la.matmul(k, innovation)
-    return la.matmul(f, filtered) + first_column(b, c), Means(mean, innovation, filtered)
+    return la.matmul(f, mean) + first_column(b, c) + la.matmul(fk, innovation)
+
+
+def _outputs(mean: Array, h: Array, r: Array, k: Array) -> tuple[Array, Array]:
+    """Innovation and filtered mean."""
+    innovation = first_column(r, mean.shape[1]) - la.matmul(h, mean)
+    return innovation, mean + la.matmul(k, innovation)
 
 
 @lru_cache(maxsize=None)
 def _sequential_means(steps: int) -> Callable:
-    def run(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> Means:
-        arrays = (pad_last(f, steps), pad_last(b, steps), h, r, k)
-        batch = jnp.broadcast_shapes(mean.shape[2:], f.shape[3:], b.shape[2:], h.shape[3:], r.shape[2:], k.shape[3:])
+    def run(mean: Array, f: Array, b: Array, h: Array, r: Array, fk: Array) -> Array:
+        batch = jnp.broadcast_shapes(
+            mean.shape[2:], f.shape[3:], b.shape[2:], h.shape[3:], r.shape[2:], fk.shape[3:]
+        )
         mean = jnp.broadcast_to(mean, (*mean.shape[:2], *batch))
-        return scan_moments(lambda m, at: _moment(m, *at), mean, arrays, steps)[1]
+
+        def step(mean: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
+            return _ahead(mean, *at), mean
+
+        arrays = (pad_last(f, steps), pad_last(b, steps), h, r, fk)
+        return scan_moments(step, mean, arrays, steps)[1]
 
     return batch_last(run, _is_small)
 
 
-def _is_small(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> bool:
+def _is_small(mean: Array, f: Array, b: Array, h: Array, r: Array, fk: Array) -> bool:
     return max(mean.shape[0], mean.shape[1], h.shape[1]) <= la.UNROLLED
 
 
-def _parallel_means(mean: Array, f: Array, b: Array, h: Array, r: Array, k: Array) -> Means:
+def _parallel_means(mean: Array, f: Array, b: Array, h: Array, r: Array, fk: Array) -> Array:
     """Prefixes of affine maps; one round of refinement recovers what cancels in their products."""
-    steps, c = r.shape[0], mean.shape[1]
-    if steps == 1:
-        moment = _moment(mean, f[0], b[0], h[0], r[0], k[0])[1]
-        return jax.tree.map(lambda x: x[None], moment)
+    c = mean.shape[1]
+    if r.shape[0] == 1:
+        return mean[None]
+    h, r, fk = h[:-1] if len(h) > 1 else h, r[:-1], fk[:-1]
 
-    def closed(f: Array, b: Array, h: Array, r: Array, k: Array) -> tuple[Array, Array]:
-        a = f - la.matmul(la.matmul(f, k), h)
-        return a, la.matmul(f, la.matmul(k, first_column(r, c))) + first_column(b, c)
+    def closed(f: Array, b: Array, h: Array, r: Array, fk: Array) -> tuple[Array, Array]:
+        return f - la.matmul(fk, h), la.matmul(fk, first_column(r, c)) + first_column(b, c)
 
-    a, u = vmap_moments(closed, f, b, h[:-1] if len(h) > 1 else h, r[:-1], k[:-1])
-    head = jnp.broadcast_to(jnp.eye(mean.shape[0], dtype=a.dtype), (1, *a.shape[1:]))
+    a, u = vmap_moments(closed, f, b, h, r, fk)
+    a = jnp.concatenate([jnp.zeros_like(a[:1]), a])
 
     def solve(first: Array, u: Array) -> Array:
         """x_0 = first, x_{t+1} = A_t x_t + u_t."""
-        elements = (jnp.concatenate([0 * head, a]), jnp.concatenate([first[None], u]))
-        return prefix_scan(compose, elements)[1]
+        return prefix_scan(compose, (a, jnp.concatenate([first[None], u])))[1]
+
+    def gap(m: Array, f: Array, b: Array, h: Array, r: Array, fk: Array, following: Array) -> Array:
+        return _ahead(m, f, b, h, r, fk) - following
 
     predicted = solve(mean, u)
-
-    def ahead(m: Array, f: Array, b: Array, h: Array, r: Array, k: Array, following: Array) -> Array:
-        return _moment(m, f, b, h, r, k)[0] - following
-
-    hs = h[:-1] if len(h) > 1 else h
-    gap = vmap_moments(ahead, predicted[:-1], f, b, hs, r[:-1], k[:-1], predicted[1:])
-    predicted = predicted + solve(jnp.zeros_like(mean), gap)
-
-    def outputs(m: Array, h: Array, r: Array, k: Array) -> tuple[Array, Array]:
-        innovation = first_column(r, c) - la.matmul(h, m)
-        return innovation, m + la.matmul(k, innovation)
-
-    return Means(predicted, *vmap_moments(outputs, predicted, h, r, k))
+    gaps = vmap_moments(gap, predicted[:-1], f, b, h, r, fk, predicted[1:])
+    return predicted + solve(jnp.zeros_like(mean), gaps)
 
 
 def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -160,7 +175,9 @@ def _sequential_pull(steps: int) -> Callable:
 
         batch = jnp.broadcast_shapes(f.shape[3:], closed.shape[3:], pull.shape[3:])
         zero = jnp.zeros((*pull.shape[1:3], *batch), pull.dtype)
-        return scan_moments(step, zero, (padfirst_column(f, steps), closed, pull), steps, reverse=True)[1]
+        return scan_moments(
+            step, zero, (padfirst_column(f, steps), closed, pull), steps, reverse=True
+        )[1]
 
     return batch_last(run, lambda f, a, h: max(f.shape[1], h.shape[2]) <= la.UNROLLED)
 
@@ -183,6 +200,8 @@ def _sequential_information(steps: int) -> Callable:
 
 def padfirst_column(x: Array, steps: int) -> Array:
     """Transitions repeated once at the front: entry t then leads into moment t."""
+    if x.shape[0] == 0:
+        return jnp.zeros((1, *x.shape[1:]), x.dtype)
     if x.shape[0] == 1 or x.shape[0] == steps:
         return x
     return jnp.concatenate([x[:1], x])
@@ -205,5 +224,8 @@ def _parallel_adjoint(f: Array, closed: Array, pull: Array, information: Array) 
     r_after = vmap_moments(la.t_matmul, f, r[1:])
     n_after = vmap_moments(lambda f, n: la.sandwich(la.transpose(f), n), f, n[1:])
     return Adjoint(
-        r, n, jnp.concatenate([r_after, jnp.zeros_like(r[:1])]), jnp.concatenate([n_after, jnp.zeros_like(n[:1])])
+        r,
+        n,
+        jnp.concatenate([r_after, jnp.zeros_like(r[:1])]),
+        jnp.concatenate([n_after, jnp.zeros_like(n[:1])]),
     )

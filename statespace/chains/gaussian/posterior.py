@@ -63,9 +63,13 @@ def filter(chain: Chain, form: Form = "covariance", parallel: bool = False) -> F
             lambda x, first: jnp.concatenate([first[None], x[:-1]]), after, _nothing_known(run)
         )
         mean, filtered = jax.vmap(diffuse.moments)(run.means.filtered, filtered, after)
-        predicted_mean, predicted = jax.vmap(diffuse.moments)(run.means.predicted, predicted, before)
+        predicted_mean, predicted = jax.vmap(diffuse.moments)(
+            run.means.predicted, predicted, before
+        )
         pointwise = run.constant + jnp.diff(after.log_evidence, prepend=jnp.zeros(1, mean.dtype))
-        total = compensated_sum(run.constant) + diffuse.integrate(diffuse.total(run.gram)).log_evidence
+        total = (
+            compensated_sum(run.constant) + diffuse.integrate(diffuse.total(run.gram)).log_evidence
+        )
     y_mean, y_covariance = observations(chain, predicted_mean, predicted, form)
     return Filtered(
         mean, filtered, predicted_mean, predicted, y_mean, y_covariance, pointwise, total
@@ -203,7 +207,9 @@ def simulate_noise(chain: Chain, key: Array, form: Form) -> tuple[Array, Array]:
     def noise(key: Array, noise: Array, count: int) -> Array:
         l = factor(noise, form)
         e = jax.random.normal(key, (count, l.shape[-1]), dtype)
-        return vmap_moments(lambda l, e: l @ e, l, e) if count else jnp.zeros((0, l.shape[1]), dtype)
+        return (
+            vmap_moments(lambda l, e: l @ e, l, e) if count else jnp.zeros((0, l.shape[1]), dtype)
+        )
 
     first = noise(keys[0], chain.initial.noise[None], 1)[0]
     w = noise(keys[1], f.noise, steps - 1)
