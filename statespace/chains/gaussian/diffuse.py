@@ -70,7 +70,7 @@ def integrate_identified(gram: Float[Array, "c c"]) -> Partial:
     q = gram.shape[0] - 1
     information, score = gram[1:, 1:], -gram[1:, 0]
     values, vectors = jnp.linalg.eigh(information)
-    largest = jnp.max(jnp.maximum(values, 0))
+    largest = jnp.max(values, initial=0.0)
     known = values > q * 64 * jnp.finfo(gram.dtype).eps * largest
     inverse = jnp.where(known, 1 / jnp.where(known, values, 1), 0)
     pulled = vectors.T @ score
