@@ -163,7 +163,7 @@ class DynamicFactor(eqx.Module):
         Raises:
             ValueError: if there are too few series or moments, or the data span fewer dimensions.
         """
-        y = np.asarray(y, dtype=np.result_type(jnp.zeros(())))
+        y = np.asarray(y, dtype=jnp.zeros(()).dtype)
         if (
             y.ndim != 2
             or order < 1

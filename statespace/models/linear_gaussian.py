@@ -220,7 +220,7 @@ class LinearGaussian(eqx.Module):
             ValueError: if there are fewer channels or moments than states, or a channel is never
                 observed.
         """
-        y = np.asarray(y, dtype=np.result_type(jnp.zeros(())))
+        y = np.asarray(y, dtype=jnp.zeros(()).dtype)
         if y.ndim != 2 or not 1 <= state_dim <= min(y.shape[1], y.shape[0] - 1):
             raise ValueError(
                 f"`from_principal_components` needs `y` of shape (T, m) and `state_dim` from 1 to "
