@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from statespace.arviz import time_coordinate, to_inference_data
+from statespace.arviz import require_arviz, time_coordinate, to_inference_data
 from statespace.conditionals.affine import psd_factor
 from statespace.labels import Labels
 from statespace.scores import Score, score_gaussian, whiten
@@ -87,12 +87,7 @@ class Gaussians(eqx.Module):
 
     def _sample_each(self, key: PRNGKeyArray, draws: int) -> Float[Array, "draws T d"]:
         """Draws that are independent from moment to moment."""
-        flat = jnp.isinf(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
-        proper = jnp.where(flat[:, :, None] | flat[:, None, :], 0.0, self.covariance)
-        factor = jax.vmap(psd_factor)(proper)
-        noise = jax.random.normal(key, (draws, *self.mean.shape), self.mean.dtype)
-        drawn = self.mean + jnp.einsum("tij,dtj->dti", factor, noise)
-        return jnp.where(flat, jnp.nan, drawn)
+        return _each_moment(self.mean, self.covariance, key, draws)
 
 
 class Signal(Gaussians):
@@ -240,11 +235,7 @@ class GaussianPosterior(Gaussians):
                 "this posterior holds no chain to draw trajectories from: make it with `smooth`, or "
                 "draw with `sample_states(model, data, key=key, draws=draws)`."
             )
-        from statespace.chains import gaussian
-
-        form = {} if self.form is None else {"form": self.form}
-        sampled = gaussian.sample(self.chain, key, draws, parallel=bool(self.parallel), **form)
-        return sampled if self.rows is None else sampled[:, self.rows]
+        return _trajectories(self.chain, self.rows, key, draws, self.form, bool(self.parallel))
 
     def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
         """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
@@ -261,6 +252,7 @@ class GaussianPosterior(Gaussians):
         Raises:
             ImportError: if ArviZ is not installed.
         """
+        require_arviz()
         key = jax.random.key(0) if key is None else key
         states = (("chain", "draw", "time", "state"), self.sample(key, draws)[None])
         groups: dict[str, dict[str, tuple[tuple[str, ...], Any]]] = {
@@ -315,19 +307,9 @@ class Forecast(Gaussians):
                 "this forecast holds no chain to draw paths from: make it with `forecast(model, data)`."
             )
         k1, k2 = jax.random.split(key)
-        states = self.state.sample(k1, draws)
         seen = self.state.chain.potentials
-        matrix, offset, noise = (
-            self.state._here(part) for part in (seen.matrix, seen.offset, seen.noise)
-        )
-        factor = noise if self.state.form == "sqrt" else jax.vmap(psd_factor)(noise)
-        white = jax.random.normal(k2, (draws, len(self), factor.shape[-1]), self.mean.dtype)
-        # Arrays that are constant in time have a leading axis of 1, which broadcasts.
-        return (
-            jnp.einsum("...tmn,...tn->...tm", matrix, states)
-            + offset
-            + jnp.einsum("...tmk,...tk->...tm", factor, white)
-        )
+        parts = tuple(self.state._here(part) for part in (seen.matrix, seen.offset, seen.noise))
+        return _emit(self.state.sample(k1, draws), *parts, k2, self.state.form)
 
     def score(self, y: Any, levels: Sequence[float] = (0.5, 0.8, 0.95)) -> Score:
         """Scores against what came: log score, CRPS, absolute error, coverage of intervals.
@@ -362,10 +344,46 @@ class Forecast(Gaussians):
         Raises:
             ImportError: if ArviZ is not installed.
         """
+        require_arviz()
         key = jax.random.key(0) if key is None else key
         coords = {"time": time_coordinate(self.times, self.labels), "channel": list(self.names)}
         paths = (("chain", "draw", "time", "channel"), self.sample(key, draws)[None])
         return to_inference_data({"predictions": {"y": paths}}, coords)
+
+
+@eqx.filter_jit
+def _each_moment(mean: Array, covariance: Array, key: PRNGKeyArray, draws: int) -> Array:
+    """Draws that are independent from moment to moment; NaN where a coordinate is diffuse."""
+    flat = jnp.isinf(jnp.diagonal(covariance, axis1=-2, axis2=-1))
+    proper = jnp.where(flat[:, :, None] | flat[:, None, :], 0.0, covariance)
+    factor = jax.vmap(psd_factor)(proper)
+    noise = jax.random.normal(key, (draws, *mean.shape), mean.dtype)
+    return jnp.where(flat, jnp.nan, mean + jnp.einsum("tij,dtj->dti", factor, noise))
+
+
+@eqx.filter_jit
+def _trajectories(
+    chain: Any, rows: Array | None, key: PRNGKeyArray, draws: int, form: str | None, parallel: bool
+) -> Array:
+    """Joint draws of a chain's states, at the wanted moments."""
+    from statespace.chains import gaussian
+
+    sampled = gaussian.sample(chain, key, draws, form=form or "covariance", parallel=parallel)
+    return sampled if rows is None else sampled[:, rows]
+
+
+@eqx.filter_jit
+def _emit(
+    states: Array, matrix: Array, offset: Array, noise: Array, key: PRNGKeyArray, form: str | None
+) -> Array:
+    """Observations of drawn states; an array that is constant in time has a leading axis of 1."""
+    factor = noise if form == "sqrt" else jax.vmap(psd_factor)(noise)
+    white = jax.random.normal(key, (*states.shape[:2], factor.shape[-1]), states.dtype)
+    return (
+        jnp.einsum("...tmn,...tn->...tm", matrix, states)
+        + offset
+        + jnp.einsum("...tmk,...tk->...tm", factor, white)
+    )
 
 
 def moments(times: Any, labels: Labels | None) -> Any:

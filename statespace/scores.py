@@ -11,6 +11,7 @@ from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
 
+@jax.jit
 def whiten(
     error: Float[Array, "T m"], covariance: Float[Array, "T m m"]
 ) -> tuple[Float[Array, "T m"], Float[Array, "T m"]]:
@@ -49,6 +50,7 @@ def _whiten_one(e: Float[Array, " m"], s: Float[Array, "m m"]) -> tuple[Array, A
     return jax.lax.fori_loop(0, e.size, eliminate, carry)[2:]
 
 
+@jax.jit
 def log_density(
     error: Float[Array, "T m"], covariance: Float[Array, "T m m"]
 ) -> Float[Array, " T"]:
