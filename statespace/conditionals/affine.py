@@ -60,9 +60,11 @@ class AffineGaussian(eqx.Module):
     def at(self, step: Step) -> AffineGaussian:
         """The conditional at one step, with every part an array."""
         matrix = _evaluate(self.matrix, step)
-        offset = jnp.zeros(matrix.shape[0], matrix.dtype)
+        offset = jnp.zeros((), matrix.dtype)
         if self.offset is not None:
-            offset = jnp.broadcast_to(_evaluate(self.offset, step), offset.shape)
+            offset = _evaluate(self.offset, step)
+        if offset.ndim == 0:
+            offset = jnp.broadcast_to(offset, matrix.shape[:1])
         scale = None if self.scale is None else _evaluate(self.scale, step)
         covariance = None if self.covariance is None else _evaluate(self.covariance, step)
         return AffineGaussian(matrix, offset, scale, covariance=covariance)

@@ -43,6 +43,11 @@ class LinearDiffusion(eqx.Module):
                 f"`diffusion` of LinearDiffusion must have shape ({d},) or ({d}, k) to go with a drift "
                 f"of shape {self.drift.shape}, got {self.diffusion.shape}."
             )
+        if self.offset is not None and self.offset.shape != (d,):
+            raise ValueError(
+                f"`offset` of LinearDiffusion must have shape ({d},) to go with a drift of shape "
+                f"{self.drift.shape}, got {self.offset.shape}."
+            )
 
     def at(self, step: Step) -> AffineGaussian:
         """The law of the state at ``step`` given the state ``step.dt`` before."""

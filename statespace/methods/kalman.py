@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from statespace.chains import gaussian
 from statespace.conditionals.affine import AffineGaussian, Gaussian, psd_factor
+from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.methods.lowering import at, dtype_of, stack, steps_of
 from statespace.model import Step
 from statespace.series import Series
@@ -144,6 +145,11 @@ def linear(model: Any, name: str) -> Any:
             f"a model needs the three attributes initial, transition and observation; "
             f"{type(model).__name__} has no `{name}`."
         )
+    if name == "observation" and isinstance(conditional, LinearDiffusion):
+        raise TypeError(
+            "Kalman does not fit this model: its `observation` is a LinearDiffusion, which says how a state "
+            "moves over an interval; exact inference needs an AffineGaussian there."
+        )
     if not hasattr(conditional, "at"):
         kinds = "AffineGaussian" + (" or LinearDiffusion" if name == "transition" else "")
         raise TypeError(
@@ -185,7 +191,7 @@ def check_shapes(
     n = initial.mean.shape[0]
     m = series.channels.shape[1]
     for name, conditional, rows in (("transition", transition, n), ("observation", observation, m)):
-        here = jax.eval_shape(conditional.at, step)
+        here = _shapes_at(name, conditional, step)
         if here.matrix.shape == (rows, n):
             continue
         if name == "observation" and here.matrix.shape[-1] == n:
@@ -197,3 +203,22 @@ def check_shapes(
             f"`{name}` of the model has a matrix of shape {here.matrix.shape}, but `initial` says that the "
             f"state has {n} coordinates: expected ({rows}, {n})."
         )
+    q = 0 if initial.diffuse is None else initial.diffuse.shape[1]
+    if series.channels.size < q:
+        raise ValueError(
+            f"`y` of shape {series.y.shape} cannot determine the {q} diffuse directions of `initial`: "
+            "record more moments, or give them a proper prior, `Gaussian(mean, scale)`."
+        )
+
+
+def _shapes_at(name: str, conditional: Any, step: Step) -> Any:
+    """Shapes of a conditional at one step; what fails for want of inputs says so."""
+    try:
+        return jax.eval_shape(conditional.at, step)
+    except Exception as error:
+        if step.inputs is not None:
+            raise
+        raise ValueError(
+            f"`{name}` of the model cannot be evaluated on a recording without inputs ({error}); if it reads "
+            "`step.inputs`, give them with the data: `Series(y, inputs=...)`."
+        ) from error

@@ -1,0 +1,333 @@
+"""What is refused, and what the message says: the argument, what came, what was expected, the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import statespace as ss
+
+Y = np.array([1.0, 0.4, -0.3, 0.8, 1.5])
+Affine = ss.AffineGaussian
+
+
+def model(initial=None, transition=None, observation=None):
+    """Two states, one channel; with a part replaced."""
+    return ss.Model(
+        initial or ss.Gaussian(jnp.zeros(2), jnp.ones(2)),
+        transition or Affine(jnp.eye(2), scale=jnp.ones(2)),
+        observation or Affine(jnp.ones((1, 2)), scale=jnp.ones(1)),
+    )
+
+
+def driven():
+    return model(transition=Affine(jnp.eye(2), lambda step: step.inputs, jnp.ones(2)))
+
+
+def trend():
+    return ss.LocalLinearTrend(level_scale=1.0, slope_scale=1.0, noise_scale=1.0)
+
+
+NOT_PSD = jnp.array([[1.0, 2.0], [2.0, 1.0]])
+
+REFUSED = {
+    # wrong shapes
+    "data with too many axes": (
+        lambda: ss.Series(np.zeros((5, 3, 2))),
+        ValueError,
+        r"`y` must have shape .*got \(5, 3, 2\).*list",
+    ),
+    "another number of channels": (
+        lambda: ss.filter(model(), np.zeros((5, 3))),
+        ValueError,
+        r"data have 3 channels .*`observation`.* gives 1",
+    ),
+    "a transition of another size": (
+        lambda: ss.filter(model(transition=Affine(jnp.eye(3), scale=jnp.ones(3))), Y),
+        ValueError,
+        r"`transition` .*\(3, 3\).*`initial`.* 2 coordinates.*expected \(2, 2\)",
+    ),
+    "an observation of another state": (
+        lambda: ss.filter(model(observation=Affine(jnp.ones((1, 3)), scale=jnp.ones(1))), Y),
+        ValueError,
+        r"`observation` .*\(1, 3\).*expected \(1, 2\)",
+    ),
+    "a transition function of another size": (
+        lambda: ss.filter(model(transition=Affine(lambda step: jnp.eye(3), scale=jnp.ones(3))), Y),
+        ValueError,
+        r"`transition` .*\(3, 3\).*expected \(2, 2\)",
+    ),
+    "a scale function of another size": (
+        lambda: ss.filter(
+            model(transition=Affine(lambda step: jnp.eye(2), scale=lambda step: jnp.ones(3))), Y
+        ),
+        ValueError,
+        r"`scale` .*\(2,\) or \(2, k\).*got \(3,\)",
+    ),
+    "an offset function of another size": (
+        lambda: ss.filter(
+            model(transition=Affine(jnp.eye(2), lambda step: jnp.ones(3), jnp.ones(2))), Y
+        ),
+        ValueError,
+        r"`offset` .*\(2,\).*got \(3,\)",
+    ),
+    "a matrix that is a vector": (
+        lambda: Affine(jnp.ones(2), scale=jnp.ones(2)),
+        ValueError,
+        r"`matrix` .*got \(2,\).*function of the step",
+    ),
+    "a scale that does not fit": (
+        lambda: Affine(jnp.eye(2), scale=jnp.ones(3)),
+        ValueError,
+        r"`scale` .*got \(3,\)",
+    ),
+    "an offset that does not fit": (
+        lambda: Affine(jnp.eye(2), jnp.ones(3), jnp.ones(2)),
+        ValueError,
+        r"`offset` .*\(2,\).*got \(3,\)",
+    ),
+    "neither scale nor covariance": (
+        lambda: Affine(jnp.eye(2)),
+        TypeError,
+        r"exactly one of `scale` .*`covariance`",
+    ),
+    "an initial scale that does not fit": (
+        lambda: ss.Gaussian(jnp.zeros(2), jnp.ones(3)),
+        ValueError,
+        r"`scale` of Gaussian .*got \(3,\)",
+    ),
+    "a diffuse mask that does not fit": (
+        lambda: ss.Gaussian(jnp.zeros(2), jnp.ones(2), diffuse=jnp.array([True])),
+        ValueError,
+        r"`diffuse` .*\(2,\)",
+    ),
+    "a drift that is not square": (
+        lambda: ss.LinearDiffusion(jnp.ones((2, 3)), jnp.ones(2)),
+        ValueError,
+        r"`drift` .*square, got \(2, 3\)",
+    ),
+    "a diffusion that does not fit": (
+        lambda: ss.LinearDiffusion(jnp.eye(2), jnp.ones(3)),
+        ValueError,
+        r"`diffusion` .*got \(3,\)",
+    ),
+    "an offset of a diffusion that does not fit": (
+        lambda: ss.LinearDiffusion(jnp.eye(2), jnp.ones(2), jnp.ones(3)),
+        ValueError,
+        r"`offset` .*got \(3,\)",
+    ),
+    # times
+    "times that stand still": (
+        lambda: ss.Series(Y, [0, 1, 1, 2, 3]),
+        ValueError,
+        r"`times` must increase strictly, but 1\.0 at position 2",
+    ),
+    "times that go back": (
+        lambda: ss.Series(Y, [0, 2, 1, 3, 4]),
+        ValueError,
+        r"`times` must increase strictly",
+    ),
+    "too few times": (
+        lambda: ss.Series(Y, [0, 1, 2]),
+        ValueError,
+        r"`times` must have shape \(5,\).*got \(3,\)",
+    ),
+    "a time that is not a number": (
+        lambda: ss.Series(Y, [0, 1, np.nan, 3, 4]),
+        ValueError,
+        r"`times` must be finite.*position 2",
+    ),
+    # values
+    "a series that is NaN throughout": (
+        lambda: ss.log_likelihood(model(), Y * np.nan),
+        ValueError,
+        r"NaN throughout.*Series\.unobserved",
+    ),
+    "an infinite value": (
+        lambda: ss.Series([1.0, np.inf]),
+        ValueError,
+        r"`y` must be finite or NaN.*y\[1\] is inf",
+    ),
+    "text": (lambda: ss.Series(["a", "b"]), TypeError, r"`y` must be real numbers"),
+    # covariances
+    "a covariance that is not positive semi-definite": (
+        lambda: Affine(jnp.eye(2), covariance=NOT_PSD),
+        ValueError,
+        r"`covariance` .*not positive semi-definite \(smallest eigenvalue -1\)",
+    ),
+    "a covariance that is not symmetric": (
+        lambda: Affine(jnp.eye(2), covariance=jnp.array([[1.0, 0.2], [0.1, 1.0]])),
+        ValueError,
+        r"`covariance` .*not symmetric",
+    ),
+    "a covariance of another size": (
+        lambda: Affine(jnp.eye(2), covariance=jnp.eye(3)),
+        ValueError,
+        r"`covariance` .*\(2, 2\), got \(3, 3\)",
+    ),
+    "an initial covariance that is not positive semi-definite": (
+        lambda: ss.Gaussian(jnp.zeros(2), covariance=NOT_PSD),
+        ValueError,
+        r"`covariance` of Gaussian .*semi-definite",
+    ),
+    # inputs
+    "inputs of the wrong length": (
+        lambda: ss.Series(Y, inputs=np.zeros((4, 1))),
+        ValueError,
+        r"`inputs` .*\(5, k\).*got \(4, 1\)",
+    ),
+    "inputs with NaN": (
+        lambda: ss.Series(Y, inputs=np.full((5, 1), np.nan)),
+        ValueError,
+        r"`inputs` must be finite.*inputs\[0, 0\]",
+    ),
+    "no inputs for a model that reads them": (
+        lambda: ss.filter(driven(), Y),
+        ValueError,
+        r"without inputs.*Series\(y, inputs=",
+    ),
+    "a forecast without its inputs": (
+        lambda: ss.forecast(driven(), ss.Series(Y, inputs=np.zeros((5, 2))), 2),
+        ValueError,
+        r"`inputs` of the forecast",
+    ),
+    "a forecast with inputs of the wrong length": (
+        lambda: ss.forecast(
+            driven(), ss.Series(Y, inputs=np.zeros((5, 2))), 2, inputs=np.zeros((3, 2))
+        ),
+        ValueError,
+        r"`inputs` .*\(2, k\).*got \(3, 2\)",
+    ),
+    "a forecast with inputs of another width": (
+        lambda: ss.forecast(
+            driven(), ss.Series(Y, inputs=np.zeros((5, 2))), 2, inputs=np.zeros((2, 3))
+        ),
+        ValueError,
+        r"`inputs` .*3 columns.*2",
+    ),
+    # a method that does not fit the model
+    "a plain function as transition": (
+        lambda: ss.smooth(model(transition=lambda x, step: dist.Normal(x, 1).to_event(1)), Y),
+        TypeError,
+        r"Kalman does not fit.*`transition` is a function.*AffineGaussian or LinearDiffusion",
+    ),
+    "a plain function as observation": (
+        lambda: ss.smooth(
+            model(observation=lambda x, step: dist.Poisson(jnp.exp(x[:1])).to_event(1)), Y
+        ),
+        TypeError,
+        r"Kalman does not fit.*`observation` is a function.*AffineGaussian",
+    ),
+    "a diffusion as observation": (
+        lambda: ss.smooth(
+            model(observation=ss.LinearDiffusion(jnp.eye(2), jnp.ones(2))), np.zeros((5, 2))
+        ),
+        TypeError,
+        r"Kalman does not fit.*`observation` is a LinearDiffusion",
+    ),
+    "an initial law that is not normal": (
+        lambda: ss.smooth(model(initial=dist.Gamma(jnp.ones(2)).to_event(1)), Y),
+        TypeError,
+        r"Kalman does not fit.*`initial`",
+    ),
+    "a method that is none": (
+        lambda: ss.smooth(model(), Y, method="kalman"),
+        TypeError,
+        r"`method` .*got 'kalman'",
+    ),
+    "a form that there is not": (
+        lambda: ss.Kalman(form="ud"),
+        ValueError,
+        r"`form` .*\"covariance\", \"sqrt\".*'ud'",
+    ),
+    "something that is no model": (
+        lambda: ss.smooth(3, Y),
+        TypeError,
+        r"three attributes initial, transition and observation; int",
+    ),
+    # nothing, or too little
+    "an empty series": (
+        lambda: ss.smooth(model(), np.zeros(0)),
+        ValueError,
+        r"`y` is empty.*\(0,\)",
+    ),
+    "a series without channels": (
+        lambda: ss.Series(np.zeros((5, 0))),
+        ValueError,
+        r"`y` is empty.*no channels",
+    ),
+    "an empty panel": (lambda: ss.smooth(model(), []), ValueError, r"empty"),
+    "one moment for two diffuse directions": (
+        lambda: ss.smooth(trend(), Y[:1]),
+        ValueError,
+        r"diffuse",
+    ),
+    # what the verbs are asked for
+    "no steps": (
+        lambda: ss.forecast(model(), Y, 0),
+        ValueError,
+        r"`steps` must be positive, got 0",
+    ),
+    "neither steps nor times": (
+        lambda: ss.forecast(model(), Y),
+        ValueError,
+        r"either `steps`.*or `times`",
+    ),
+    "steps on irregular times": (
+        lambda: ss.forecast(model(), ss.Series(Y, [0, 1, 2, 5, 6]), 3),
+        ValueError,
+        r"irregular: give `times`",
+    ),
+    "times of a forecast that go back": (
+        lambda: ss.forecast(model(), Y, times=[7.0, 6.0]),
+        ValueError,
+        r"`times` must increase",
+    ),
+    "no draws": (
+        lambda: ss.sample_states(model(), Y, key=jax.random.key(0), draws=0),
+        ValueError,
+        r"`draws` .*got 0",
+    ),
+    "a simulation of no moments": (
+        lambda: ss.simulate(model(), 0, key=jax.random.key(0)),
+        ValueError,
+        r"positive number of moments, got 0",
+    ),
+    "a simulation from a flat prior": (
+        lambda: ss.simulate(trend(), 5, key=jax.random.key(0)),
+        ValueError,
+        r"`initial` is diffuse.*initial_state=",
+    ),
+    "an online observation of the past": (
+        lambda: _update_twice(2.0, 1.0),
+        ValueError,
+        r"`time` must be after .*2\.0, got 1\.0",
+    ),
+    "an interval that is none": (
+        lambda: ss.online(model(), dt=-1.0),
+        ValueError,
+        r"`dt` must be positive, got -1\.0",
+    ),
+}
+
+
+def _update_twice(first, second):
+    online = ss.online(model())
+    online.update(online.update(online.init(), 1.0, time=first), 1.0, time=second)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_message(what):
+    attempt, error, message = REFUSED[what]
+    with pytest.raises(error, match=f"(?s){message}"):
+        attempt()
+
+
+def test_one_moment_is_enough_where_the_prior_is_proper():
+    posterior = ss.smooth(model(), Y[:1])
+    assert posterior.mean.shape == (1, 2)
+    np.testing.assert_allclose(posterior.mean, [[Y[0] / 3, Y[0] / 3]], rtol=1e-12)
+    assert posterior.lag_one.shape == (0, 2, 2)
+    ahead = ss.forecast(model(), Y[:1], steps=2)
+    np.testing.assert_allclose(ahead.mean[:, 0], [2 * Y[0] / 3] * 2, rtol=1e-12)
