@@ -36,7 +36,9 @@ def pointer(array: np.ndarray | None) -> ctypes.c_void_p | None:
     if array is None:
         return None
     if not array.flags.c_contiguous or array.dtype != np.float64:
-        raise ValueError(f"C needs contiguous float64, got {array.dtype} with strides {array.strides}")
+        raise ValueError(
+            f"C needs contiguous float64, got {array.dtype} with strides {array.strides}"
+        )
     return array.ctypes.data_as(ctypes.c_void_p)
 
 
