@@ -19,7 +19,7 @@ endif
 
 export MPLBACKEND ?= Agg
 
-.PHONY: help demo test test-fast lint types format docs bench clean
+.PHONY: help demo picture test test-fast lint types format docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -27,6 +27,9 @@ help:  ## say what can be made
 
 demo: $(VENV)/.demo  ## fit two models to real data, print a table, draw figures
 	$(BIN)/python examples/demo.py
+
+picture: demo  ## draw the demo's figure in README.md and on the site anew
+	$(BIN)/python docs/picture.py
 
 test: lint types $(VENV)/.dev  ## check the code's form and types, and run every test
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

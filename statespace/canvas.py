@@ -19,6 +19,9 @@ LEGEND: dict[str, Any] = {"frameon": False, "fontsize": "small"}
 _WIDTH = 7.4
 """Of a figure, in inches."""
 
+_ENTRY = 0.95
+"""Of an entry of a legend, in inches."""
+
 
 def require_matplotlib() -> Any:
     """``matplotlib.pyplot``.
@@ -107,10 +110,11 @@ def dress(ax: Any, labels: Labels | None, name: str, *, legend: bool) -> None:
     ax.margins(x=0.01)
     if legend:
         handles, _ = ax.get_legend_handles_labels()
+        width = ax.bbox.width / ax.figure.dpi
         ax.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=max(1, len(handles)),
+            ncols=max(1, min(len(handles), int(width / _ENTRY))),
             borderaxespad=0.2,
             **LEGEND,
         )
