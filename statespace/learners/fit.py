@@ -56,7 +56,7 @@ def fit(
             "`learner` must be a learner such as MaximumLikelihood(), EM() or NUTS(), got "
             f"{learner!r}{'; call it to make one' if isinstance(learner, type) else ''}."
         )
-    if method is not None and not hasattr(method, "lower"):
+    if method is not None and (isinstance(method, (str, type)) or not hasattr(method, "lower")):
         raise TypeError(f"`method` must be a method such as Kalman(), got {method!r}.")
     extra = {} if start is None else {"start": start}
     return learner.fit(
