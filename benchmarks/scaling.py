@@ -98,7 +98,7 @@ def scan(problem: Problem, op: str, parallel: bool) -> Call:
     return Call(lambda: f(F, series), check)
 
 
-@suite.column("sequential", kind="peer", fused=True)
+@suite.column("sequential")
 def sequential(problem: Problem, op: str) -> Call:
     return scan(problem, op, parallel=False)
 
