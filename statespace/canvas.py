@@ -74,7 +74,23 @@ def _given(axes: Any, count: int) -> np.ndarray:
 
 
 def finish(made: np.ndarray, axes: Any) -> Any:
-    """What a plotting function returns: one Axes, or an array of them; times are named on the last panel."""
+    """What a plotting function returns: one Axes, or an array of them.
+
+    One legend above the first panel serves all; times are named below the last.
+    """
+    known: dict[str, Any] = {}
+    for ax in made:
+        for handle, label in zip(*ax.get_legend_handles_labels()):
+            known.setdefault(label, handle)
+    made[0].legend(
+        known.values(),
+        known.keys(),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=max(1, len(known)),
+        borderaxespad=0.2,
+        **LEGEND,
+    )
     if axes is None:
         for ax in made[:-1]:
             ax.set_xlabel("")
@@ -93,8 +109,8 @@ def positions(times: Any, labels: Labels | None) -> np.ndarray:
     return index.to_numpy()
 
 
-def dress(ax: Any, labels: Labels | None, name: str, *, legend: bool) -> None:
-    """Names of the axes, short dates, a legend above the data."""
+def dress(ax: Any, labels: Labels | None, name: str) -> None:
+    """Names of the axes, and short dates."""
     index = None if labels is None else labels.index
     dated = index is not None and index.dtype.kind != "m" and ax.xaxis.have_units()
     if dated:
@@ -108,16 +124,6 @@ def dress(ax: Any, labels: Labels | None, name: str, *, legend: bool) -> None:
     ax.set_ylabel(name)
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.01)
-    if legend:
-        handles, _ = ax.get_legend_handles_labels()
-        width = ax.bbox.width / ax.figure.dpi
-        ax.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=max(1, min(len(handles), int(width / _ENTRY))),
-            borderaxespad=0.2,
-            **LEGEND,
-        )
 
 
 def observations(ax: Any, x: np.ndarray, y: np.ndarray) -> None:

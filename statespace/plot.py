@@ -106,7 +106,7 @@ def forecast(
         if actual is not None:
             came = np.asarray(as_series(actual).channels)[:, i]
             ax.plot(x, came, "o", mfc="white", mec=DATA, ms=4, label="held out", zorder=4)
-        canvas.dress(ax, forecast.labels, name, legend=i == 0)
+        canvas.dress(ax, forecast.labels, name)
     return canvas.finish(panels, axes)
 
 
@@ -134,14 +134,14 @@ def components(posterior: Any, *, level: float = 0.9, axes: Any = None) -> Any:
     x = canvas.positions(posterior.times, posterior.labels)
     missing = _missing(posterior)
     z = canvas.normal_quantile(0.5 + level / 2)
-    for i, (ax, (name, part)) in enumerate(zip(panels, posterior.components.items())):
+    for ax, (name, part) in zip(panels, posterior.components.items()):
         mean, std = (np.asarray(v, float).reshape(len(x), -1)[:, 0] for v in (part.mean, part.std))
         canvas.shade_missing(ax, x, missing)
         canvas.band(ax, x, mean, [((mean - z * std, mean + z * std), level)])
         # The same unit in every panel: a part that varies about zero shows where zero is.
         if mean.min() < 0 < mean.max():
             ax.axhline(0, color=FAINT, lw=0.8, zorder=0)
-        canvas.dress(ax, posterior.labels, name, legend=i == 0)
+        canvas.dress(ax, posterior.labels, name)
     return canvas.finish(panels, axes)
 
 
@@ -204,8 +204,11 @@ def draws(result: Any, names: Sequence[str] | None = None, **kwargs: Any) -> Any
     canvas.require_matplotlib()
     az = require_arviz()
     data = result.to_arviz() if hasattr(result, "to_arviz") else result
-    plot = getattr(az, "plot_trace_dist", None) or az.plot_trace
-    return plot(data, var_names=names, **kwargs)
+    if hasattr(az, "plot_trace_dist"):
+        return az.plot_trace_dist(data, var_names=names, **kwargs)
+    # Without it the titles of one row lie on the ticks of the row above.
+    kwargs.setdefault("backend_kwargs", {"layout": "constrained"})
+    return az.plot_trace(data, var_names=names, **kwargs)
 
 
 def _bands(
@@ -223,13 +226,13 @@ def _bands(
     if data is not None:
         series = as_series(data)
         y, at = series.channels, canvas.positions(series.times, series.labels)
-    for number, (ax, i) in enumerate(zip(panels, chosen)):
+    for ax, i in zip(panels, chosen):
         if y is not None and not states:
             canvas.observations(ax, at, np.asarray(y)[:, i])
         elif y is not None:
             canvas.shade_missing(ax, at, np.isnan(np.asarray(y)).all(axis=1))
         canvas.band(ax, x, np.asarray(law.mean)[:, i], _nested(law, i, levels), word)
-        canvas.dress(ax, posterior.labels, law.names[i], legend=number == 0)
+        canvas.dress(ax, posterior.labels, law.names[i])
     return canvas.finish(panels, axes)
 
 
@@ -262,7 +265,7 @@ def _over_time(ax: Any, x: np.ndarray, errors: np.ndarray, labels: Any, name: st
         ax.axhline(bound, color=FAINT, lw=0.8, ls=(0, (4, 3)), zorder=0)
     ax.axhline(0, color=FAINT, lw=0.8, zorder=0)
     ax.plot(x, errors, color=MAIN, lw=0.9, marker="o", ms=2.2 if len(x) < 400 else 0)
-    canvas.dress(ax, labels, name, legend=False)
+    canvas.dress(ax, labels, name)
     ax.set_title("errors of one-step predictions", **canvas.TITLE)
 
 

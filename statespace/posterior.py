@@ -308,8 +308,9 @@ class Forecast(Gaussians):
             )
         k1, k2 = jax.random.split(key)
         seen = self.state.chain.potentials
-        parts = tuple(self.state._here(part) for part in (seen.matrix, seen.offset, seen.noise))
-        return _emit(self.state.sample(k1, draws), *parts, k2, self.state.form)
+        matrix, offset, noise = map(self.state._here, (seen.matrix, seen.offset, seen.noise))
+        states = self.state.sample(k1, draws)
+        return _emit(states, matrix, offset, noise, k2, self.state.form)
 
     def score(self, y: Any, levels: Sequence[float] = (0.5, 0.8, 0.95)) -> Score:
         """Scores against what came: log score, CRPS, absolute error, coverage of intervals.
