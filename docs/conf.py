@@ -25,8 +25,10 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",  # formulas without a script from elsewhere
+    "executed",
     "public_api",
 ]
+executed_pages = ["first-analysis", "which-method"]
 exclude_patterns = ["_build", "sg_execution_times.rst", "gallery/sg_execution_times.rst"]
 # A word in single backticks is code, in docstrings as in Markdown.
 default_role = "code"

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/first-analysis.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/index.md", "docs/first-analysis.md", "docs/which-method.md"]
+)
 def test_snippets_run(name):
     blocks = re.findall(
         r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL
