@@ -92,12 +92,11 @@ class Online(eqx.Module):
             ValueError: if ``time`` is not after the previous observation.
         """
         dtype = state.mean.dtype
-        if time is not None and not isinstance(time, jax.core.Tracer):
-            if not isinstance(state.time, jax.core.Tracer) and int(state.index) >= 0:
-                if not float(time) > float(state.time):
-                    raise ValueError(
-                        f"`time` must be after the previous observation's, {float(state.time)}, got {time}."
-                    )
+        traced = any(isinstance(x, jax.core.Tracer) for x in (time, state.time))
+        if time is not None and not traced and state.index >= 0 and not time > state.time:
+            raise ValueError(
+                f"`time` must be after the previous observation's, {float(state.time)}, got {time}."
+            )
         y = None if y is None else jnp.atleast_1d(jnp.asarray(y, dtype))
         inputs = None if inputs is None else jnp.asarray(inputs, dtype)
         time = None if time is None else jnp.asarray(time, dtype)

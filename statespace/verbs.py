@@ -16,6 +16,7 @@ from statespace.learners.likelihood import bare, stacked
 from statespace.learners.likelihood import log_likelihood as _log_likelihood
 from statespace.methods.kalman import Kalman
 from statespace.methods.lowering import at, steps_of
+from statespace.panels import PanelPosterior, with_components
 from statespace.posterior import Forecast, GaussianPosterior
 from statespace.prediction import merge, query
 from statespace.series import Panel, Series, as_data
@@ -129,7 +130,7 @@ _likelihood = eqx.filter_jit(_log_likelihood)
 
 def filter(
     model: Any, data: Any, *, method: Kalman | None = None
-) -> GaussianPosterior | list[GaussianPosterior]:
+) -> GaussianPosterior | PanelPosterior:
     """The law of each state given the observations up to its moment.
 
     Args:
@@ -138,7 +139,7 @@ def filter(
         method: ``Kalman()`` if None.
 
     Returns:
-        A posterior; of a panel, a list of them.
+        A posterior; of a panel, a sequence of them.
 
     Raises:
         TypeError: if the method does not fit the model; the conditional at fault is named.
@@ -149,7 +150,7 @@ def filter(
 
 def smooth(
     model: Any, data: Any, *, method: Kalman | None = None
-) -> GaussianPosterior | list[GaussianPosterior]:
+) -> GaussianPosterior | PanelPosterior:
     """The law of each state given all observations, with lag-one covariances.
 
     Args:
@@ -158,7 +159,7 @@ def smooth(
         method: ``Kalman()`` if None.
 
     Returns:
-        A posterior; of a panel, a list of them.
+        A posterior; of a panel, a sequence of them.
 
     Raises:
         TypeError: if the method does not fit the model; the conditional at fault is named.
@@ -216,8 +217,8 @@ def forecast(
         model: a model that the method fits.
         data: a recording.
         steps: how many moments after the last, on regular times.
-        times: the moments instead, shape ``(h,)``, numbers or dates; inside or outside the data. A moment that
-            was observed is predicted as a new observation of the same state.
+        times: the moments instead, shape ``(h,)``, numbers or dates; inside or outside the data. A
+            moment that was observed is predicted as a new observation of the same state.
         inputs: shape ``(h, k)``, where the model uses inputs.
         method: ``Kalman()`` if None.
 
@@ -264,83 +265,33 @@ def _forecast(model: Any, series: Series, rows: Array, method: Kalman) -> tuple:
 
 def _posterior(model: Any, data: Any, method: Kalman | None, kind: str) -> Any:
     method, data = _method(model, method), as_data(data)
-    names = _state_names(model)
     plain = data.drop_labels()
-    if isinstance(data, Panel):
-        out = _run_panel(model, plain, method, kind)
-        labels = data.labels or (None,) * len(data)
-        results = []
-        for i, (series, name) in enumerate(zip(plain.series, labels, strict=True)):
-            size = len(series)
-            (chain, how), fields = jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, out)
-            fields = _cut(fields, size)
-            fields["log_likelihood"] = jnp.sum(fields["pointwise"])
-            results.append(
-                _assemble(
-                    model,
-                    series,
-                    _cut_chain(chain, size, len(plain.y[0])),
-                    how,
-                    fields,
-                    kind,
-                    name,
-                    names,
-                )
-            )
-        return results
-    (chain, how), fields = _run(model, plain, method, kind)
-    return _assemble(model, plain, chain, how, fields, kind, data.labels, names)
-
-
-def _cut(fields: dict[str, Any], size: int) -> dict[str, Any]:
-    """Fields of a padded recording, without the padding."""
-    cut = {k: None if v is None or k == "log_likelihood" else v[:size] for k, v in fields.items()}
-    if fields["lag_one"] is not None:
-        cut["lag_one"] = fields["lag_one"][: size - 1]
-    return cut
-
-
-def _cut_chain(chain: gaussian.Chain, size: int, padded: int) -> gaussian.Chain:
-    """The chain of a padded recording, without the padding."""
-    moves = jax.tree.map(lambda x: x if len(x) == 1 else x[: max(size - 1, 1)], chain.transitions)
-    sees = jax.tree.map(lambda x: x[:size] if len(x) == padded else x, chain.potentials)
-    return gaussian.Chain(chain.initial, moves, sees)
-
-
-def _assemble(
-    model: Any,
-    series: Series,
-    chain: gaussian.Chain,
-    how: dict[str, Any],
-    fields: dict[str, Any],
-    kind: Any,
-    labels: Any,
-    names: tuple[str, ...] | None,
-) -> GaussianPosterior:
+    panel = isinstance(data, Panel)
+    (chain, how), fields = (_run_panel if panel else _run)(model, plain, method, kind)
     posterior = GaussianPosterior(
         **fields,
-        times=series.times,
-        y=series.channels,
+        times=plain.times,
+        y=plain.channels,
         chain=chain,
         kind=kind,
-        labels=labels,
-        state_names=names,
+        labels=None if panel else data.labels,
+        state_names=_state_names(model),
         form=how["form"],
         parallel=how["parallel"],
     )
-    if not hasattr(model, "components"):
-        return posterior
-    parts = model.components(posterior, series.inputs)
-    return eqx.tree_at(lambda p: p.components, posterior, parts, is_leaf=lambda x: x is None)
+    if panel:
+        return PanelPosterior(posterior, model, plain.inputs, data.lengths, data.labels)
+    return with_components(model, posterior, plain.inputs)
 
 
 def _fields(model: Any, series: Series, method: Kalman, kind: str) -> tuple[Any, dict[str, Any]]:
     chain, how = method.lower(model, series)
-    filtered = gaussian.filter(chain, **how)
-    state, lag_one = filtered, None
     if kind == "smoothed":
-        state = gaussian.smooth(chain, **how)
+        filtered, state = gaussian.filter_and_smooth(chain, **how)
         lag_one = state.lag_one
+    else:
+        filtered = state = gaussian.filter(chain, **how)
+        lag_one = None
     return (chain, how), {
         "mean": state.mean,
         "covariance": state.covariance,

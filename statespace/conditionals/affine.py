@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from statespace.model import Step
+
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
 
 Part = Array | Callable[[Step], Array]
 """An array (constant in time), or a function of the step (varying in time or with the inputs)."""
@@ -69,9 +71,9 @@ class AffineGaussian(eqx.Module):
         covariance = None if self.covariance is None else _evaluate(self.covariance, step)
         return AffineGaussian(matrix, offset, scale, covariance=covariance)
 
-    def __call__(self, state: Float[Array, " d_in"], step: Step) -> dist.Distribution:
+    def __call__(self, state: Float[Array, " d_in"], step: Step) -> Distribution:
         """The distribution of ``x'`` given the state."""
-        here = self.at(step)
+        here: Any = self.at(step)
         scale = here.scale if here.covariance is None else psd_factor(here.covariance)
         return normal(here.matrix @ state + here.offset, scale)
 
@@ -113,7 +115,7 @@ class Gaussian(eqx.Module):
         self.diffuse = None if diffuse is None else _diffuse_directions(diffuse, self.mean.dtype)
         _check_gaussian(self)
 
-    def __call__(self, step: Step) -> dist.Distribution:
+    def __call__(self, step: Step) -> Distribution:
         """The distribution of the first state.
 
         Raises:
@@ -129,11 +131,13 @@ class Gaussian(eqx.Module):
         )
 
 
-def normal(mean: Float[Array, " d"], scale: Float[Array, "..."]) -> dist.Distribution:
+def normal(mean: Float[Array, " d"], scale: Float[Array, "..."]) -> Distribution:
     """``N(mean, L L^T)`` as a NumPyro distribution; ``scale`` is ``(d,)`` or ``(d, k)``."""
+    from numpyro.distributions import MultivariateNormal, Normal
+
     if scale.ndim == 1:
-        return dist.Normal(mean, scale).to_event(1)
-    return dist.MultivariateNormal(mean, scale_tril=square_factor(scale))
+        return Normal(mean, scale).to_event(1)
+    return MultivariateNormal(mean, scale_tril=square_factor(scale))
 
 
 def square_factor(scale: Float[Array, "d k"]) -> Float[Array, "d d"]:
@@ -219,12 +223,12 @@ def _check_affine(kernel: AffineGaussian) -> None:
     if callable(kernel.matrix):
         return
     d_out = kernel.matrix.shape[0]
-    if kernel.offset is not None and not callable(kernel.offset):
-        if jnp.shape(kernel.offset) not in ((), (d_out,)):
-            raise ValueError(
-                f"`offset` of AffineGaussian must have shape ({d_out},) to go with a matrix of shape "
-                f"{kernel.matrix.shape}, got {jnp.shape(kernel.offset)}."
-            )
+    known = kernel.offset is not None and not callable(kernel.offset)
+    if known and jnp.shape(kernel.offset) not in ((), (d_out,)):
+        raise ValueError(
+            f"`offset` of AffineGaussian must have shape ({d_out},) to go with a matrix of shape "
+            f"{kernel.matrix.shape}, got {jnp.shape(kernel.offset)}."
+        )
     if kernel.covariance is not None:
         if not callable(kernel.covariance):
             _check_covariance(kernel.covariance, d_out, "AffineGaussian")

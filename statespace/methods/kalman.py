@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jaxtyping import Array
 
 from statespace.chains import gaussian
@@ -30,9 +29,9 @@ class Lowered(NamedTuple):
 class Kalman(eqx.Module):
     """Exact filter and smoother of linear Gaussian models (Kalman 1960; Rauch, Tung & Striebel 1965).
 
-    Needs: ``initial`` Gaussian; ``transition`` an ``AffineGaussian`` or ``LinearDiffusion``; ``observation`` an
-    ``AffineGaussian``. Missing entries, irregular times, inputs and exactly diffuse initial states are
-    supported.
+    Needs: ``initial`` Gaussian; ``transition`` an ``AffineGaussian`` or ``LinearDiffusion``;
+    ``observation`` an ``AffineGaussian``. Missing entries, irregular times, inputs and exactly diffuse
+    initial states are supported.
 
     Args:
         form: "covariance", or "sqrt" for recursions on factors, which float32 and nearly singular models
@@ -168,6 +167,8 @@ def initial_law(model: Any, step: Step) -> Gaussian:
         )
     if isinstance(law, Gaussian):
         return law
+    import numpyro.distributions as dist
+
     law = law if isinstance(law, dist.Distribution) else law(step)
     base = law
     while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):

@@ -1,9 +1,9 @@
 """Linear algebra for matrices small enough to be written out.
 
-Matrix axes come first and any batch axes last: ``(r, c, *batch)``. Up to :data:`UNROLLED` the operations are
-plain multiply-adds, because XLA:CPU compiles a loop into one native kernel only when no LAPACK call or
-`dot` stands in its body, and because the trailing batch axes then vectorise. Beyond it they are the library calls,
-which take no trailing axes (:func:`statespace.chains.batching.batch_last` sees to that).
+Matrix axes come first and any batch axes last: ``(r, c, *batch)``. Up to :data:`UNROLLED` the operations
+are plain multiply-adds, because XLA:CPU compiles a loop into one native kernel only when no LAPACK call or
+`dot` stands in its body, and because the trailing batch axes then vectorise. Beyond it they are the library
+calls, which take no trailing axes (:func:`statespace.chains.batching.batch_last` sees to that).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -113,7 +113,7 @@ def predict(p: Array, f: Array, q: Array, form: Form) -> Array:
 # sequential ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..., Any]:
     one = update(kind, form)
 
@@ -236,8 +236,10 @@ def scan_moments(
 
 
 def _parallel(chain: Chain, form: Form) -> Gains:
-    """Filtered covariances by an associative scan (Särkkä & García-Fernández 2021; in square-root form
-    Yaghoobi et al. 2025), gains afterwards for all moments at once."""
+    """Filtered covariances by an associative scan, gains afterwards for all moments at once.
+
+    Särkkä & García-Fernández (2021); in square-root form Yaghoobi et al. (2025).
+    """
     f, p, steps = chain.transitions, chain.potentials, length(chain)
     kind = Sites if isinstance(p, Sites) else Observed
     h, r = (p.precision, p.precision) if kind is Sites else (p.matrix, p.noise)

@@ -1,4 +1,4 @@
-"""Integrating out flat directions of the initial state after the passes (de Jong 1991, The Diffuse Kalman Filter)."""
+"""Integrating out flat directions of the initial state after the passes (de Jong 1991)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward half of every Gaussian computation: mask, covariance pass, mean pass, evidence of each moment."""
+"""The forward half of every Gaussian computation: mask, covariances, means, evidence of each moment."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def pulls(chain: Chain, run: Forward) -> Pull:
 def compensated_sum(x: Float[Array, "T *d"]) -> Float[Array, "*d"]:
     """The sum over the first axis, nearly as accurate as the rounded exact one.
 
-    Columns of about sqrt(T) entries are added with two-sums (Knuth), all columns at once, and then the columns
-    likewise.
+    Columns of about sqrt(T) entries are added with two-sums (Knuth), all columns at once, and then the
+    columns likewise.
     """
     steps = x.shape[0]
     rows = max(1, math.isqrt(steps))

@@ -61,8 +61,11 @@ def _float_leaves(direction: Chain) -> list[Array]:
 def pointwise(
     chain: Chain, form: Form = "covariance", parallel: bool = False
 ) -> Float[Array, " T"]:
-    """``log p(y_t | y_{0:t-1})`` for each t. With diffuse directions their sum is the diffuse likelihood,
-    and a term before all directions are identified has a meaning only within that sum."""
+    """``log p(y_t | y_{0:t-1})`` for each t.
+
+    With diffuse directions their sum is the diffuse likelihood, and a term before all directions are
+    identified has a meaning only within that sum.
+    """
     run = forward(chain, form, parallel)
     if run.gram.shape[1] == 1:
         return run.constant - 0.5 * run.gram[:, 0, 0]

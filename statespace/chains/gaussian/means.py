@@ -7,10 +7,9 @@ direction of the initial state adds to it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -73,7 +72,7 @@ def _outputs(mean: Array, h: Array, r: Array, k: Array) -> tuple[Array, Array]:
     return innovation, mean + la.matmul(k, innovation)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sequential_means(steps: int) -> Callable:
     def run(mean: Array, f: Array, b: Array, h: Array, r: Array, fk: Array) -> Array:
         batch = jnp.broadcast_shapes(
@@ -129,8 +128,8 @@ class Adjoint(NamedTuple):
     """What the data from a moment on say about its state.
 
     ``mean`` is the derivative of the log likelihood with respect to the predicted mean and
-    ``information`` minus its second derivative; ``mean_after`` and ``information_after`` the same for the filtered
-    mean, that is, from the next moment on.
+    ``information`` minus its second derivative; ``mean_after`` and ``information_after`` the same for the
+    filtered mean, that is, from the next moment on.
     """
 
     mean: Float[Array, "T n c"]
@@ -165,7 +164,7 @@ def adjoint_pass(
     return Adjoint(r, n, r_after, n_after)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sequential_pull(steps: int) -> Callable:
     def run(f: Array, closed: Array, pull: Array) -> tuple[Array, Array]:
         def step(after: Array, at: tuple) -> tuple[Array, tuple[Array, Array]]:
@@ -182,7 +181,7 @@ def _sequential_pull(steps: int) -> Callable:
     return batch_last(run, lambda f, a, h: max(f.shape[1], h.shape[2]) <= la.UNROLLED)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sequential_information(steps: int) -> Callable:
     def run(f: Array, closed: Array, information: Array) -> tuple[Array, Array]:
         def step(after: Array, at: tuple) -> tuple[Array, tuple[Array, Array]]:

@@ -10,16 +10,14 @@ from jaxtyping import Array, Float
 
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian import diffuse
+from statespace.chains.gaussian.backward import backward_pass, smoothed_columns
 from statespace.chains.gaussian.covariances import scan_moments, vmap_moments
 from statespace.chains.gaussian.forward import (
     Forward,
-    absorb_mask,
     compensated_sum,
     covariances,
     forward,
-    pulls,
 )
-from statespace.chains.gaussian.means import adjoint_pass
 from statespace.chains.gaussian.types import Chain, Form, Sites, length
 
 
@@ -50,7 +48,10 @@ class Smoothed(NamedTuple):
 
 def filter(chain: Chain, form: Form = "covariance", parallel: bool = False) -> Filtered:
     """Filtered states, one-step predictions and pointwise log likelihood."""
-    run = forward(chain, form, parallel)
+    return _filtered(chain, forward(chain, form, parallel), form)
+
+
+def _filtered(chain: Chain, run: Forward, form: Form) -> Filtered:
     predicted = covariances(run.gains.predicted, form)
     filtered = covariances(run.gains.filtered, form)
     if run.gram.shape[1] == 1:
@@ -105,53 +106,35 @@ def observations(
 
 
 def smooth(chain: Chain, form: Form = "covariance", parallel: bool = False) -> Smoothed:
-    """Smoothed states with lag-one covariances.
+    """Smoothed states with lag-one covariances (Rauch, Tung & Striebel 1965): see ``backward``."""
+    return _smoothed(chain, forward(chain, form, parallel), form, parallel)
 
-    Covariance form: ``P_t - P_t N_t P_t`` with the adjoint information N (Bryson & Frazier's smoother), which inverts no
-    predicted covariance. Square-root form: Rauch–Tung–Striebel on factors, which never subtracts.
-    """
-    masked = absorb_mask(chain, form)
+
+def filter_and_smooth(
+    chain: Chain, form: Form = "covariance", parallel: bool = False
+) -> tuple[Filtered, Smoothed]:
+    """Both, from one forward pass."""
     run = forward(chain, form, parallel)
+    return _filtered(chain, run, form), _smoothed(chain, run, form, parallel)
+
+
+def _smoothed(chain: Chain, run: Forward, form: Form, parallel: bool) -> Smoothed:
     flat = diffuse.integrate(diffuse.total(run.gram))
-    pull = pulls(masked, run)
-    f = chain.transitions
-    back = adjoint_pass(f.matrix, pull.closed, pull.mean, pull.information, parallel)
-    filtered = covariances(run.gains.filtered, form)
-    predicted = covariances(run.gains.predicted, form)
-
-    def moments(m: Array, p: Array, r: Array, n: Array) -> tuple[Array, Array]:
-        return m + la.matmul(p, r), p - la.sandwich(p, n)
-
-    columns, covariance = vmap_moments(
-        moments, run.means.filtered, filtered, back.mean_after, back.information_after
-    )
-    lag_one = jnp.zeros((0, *covariance.shape[1:]), covariance.dtype)
-    if length(chain) > 1:
-
-        def lag(f: Array, p: Array, n: Array, following: Array) -> Array:
-            pf = la.matmul_t(p, f)
-            return pf - la.matmul(pf, la.matmul(n, following))
-
-        lag_one = vmap_moments(lag, f.matrix, filtered[:-1], back.information[1:], predicted[1:])
-    columns = diffuse.collapse(columns, flat)
-    spread = columns[..., 1:]
-    covariance = covariance + spread @ jnp.swapaxes(spread, -1, -2)
-    lag_one = lag_one + spread[:-1] @ jnp.swapaxes(spread[1:], -1, -2)
+    states = backward_pass(chain, run, form, parallel)
+    columns = diffuse.collapse(states.columns, flat)
+    covariance, lag_one, loose = states.covariance, states.lag_one, columns[..., 1:]
+    if loose.shape[-1]:
+        covariance = covariance + loose @ jnp.swapaxes(loose, -1, -2)
+        lag_one = lag_one + loose[:-1] @ jnp.swapaxes(loose[1:], -1, -2)
     total = compensated_sum(run.constant) + flat.log_evidence
     return Smoothed(columns[..., 0], covariance, lag_one, total)
 
 
 def smoothed_means(chain: Chain, form: Form, parallel: bool) -> Float[Array, "T n"]:
     """Means alone, for simulation smoothing."""
-    masked = absorb_mask(chain, form)
     run = forward(chain, form, parallel)
     flat = diffuse.integrate(diffuse.total(run.gram))
-    pull = pulls(masked, run)
-    back = adjoint_pass(
-        chain.transitions.matrix, pull.closed, pull.mean, pull.information, parallel
-    )
-    filtered = covariances(run.gains.filtered, form)
-    columns = run.means.filtered + vmap_moments(la.matmul, filtered, back.mean_after)
+    columns = smoothed_columns(chain, run, form, parallel)
     return columns[..., 0] + columns[..., 1:] @ flat.mean
 
 

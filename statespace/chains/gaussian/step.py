@@ -15,8 +15,11 @@ from statespace.chains.gaussian.types import Form, Observed
 
 
 class Seen(NamedTuple):
-    """One moment's update: filtered covariance (or factor), gain, innovation factor, masked design, and how
-    many entries were observed."""
+    """One moment's update.
+
+    Filtered covariance (or factor), gain, innovation factor, masked design, and how many entries were
+    observed.
+    """
 
     filtered: Float[Array, "n k"]
     gain: Float[Array, "n m"]
