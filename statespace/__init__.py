@@ -1,5 +1,7 @@
 """statespace: write a state-space model down once, then run every inference method that is valid for it."""
 
+from typing import TYPE_CHECKING, Any
+
 from statespace import config, datasets, diagnostics, plot
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
@@ -7,7 +9,6 @@ from statespace.learners.em import EM
 from statespace.learners.fit import fit
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
-from statespace.learners.observation_distribution import ObservationDistribution
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.methods.kalman import Kalman
@@ -54,6 +55,9 @@ from statespace.verbs import (
     simulate,
     smooth,
 )
+
+if TYPE_CHECKING:
+    from statespace.learners.observation_distribution import ObservationDistribution
 
 __version__ = "0.1.0"
 
@@ -119,3 +123,16 @@ __all__ = [
     "supports",
     "unconstrain",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The one class that derives from one of NumPyro's, loaded on first use: it takes as long as JAX."""
+    if name == "ObservationDistribution":
+        from statespace.learners.observation_distribution import ObservationDistribution
+
+        return ObservationDistribution
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

@@ -2,19 +2,22 @@
 
 A field declares its support with :func:`parameter`; undeclared floating-point array fields are real.
 Learners move in the unconstrained space through ``numpyro.distributions.transforms.biject_to``.
+NumPyro takes as long to import as JAX, so supports are named, and NumPyro is loaded when one is asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
-from numpyro.distributions import biject_to, constraints
+
+if TYPE_CHECKING:
+    from numpyro.distributions.constraints import Constraint
 
 
 def as_array(value: Any) -> Array:
@@ -23,23 +26,97 @@ def as_array(value: Any) -> Array:
     return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(float)
 
 
-Support = constraints.Constraint | Callable[[Array], constraints.Constraint]
+# Of NumPyro's constraints, those that a continuous parameter can have: with a bijection from the reals.
+_OF_NUMPYRO = frozenset(
+    {
+        "circular",
+        "corr_cholesky",
+        "corr_matrix",
+        "l1_ball",
+        "lower_cholesky",
+        "nonnegative",
+        "ordered_vector",
+        "positive",
+        "positive_definite",
+        "positive_ordered_vector",
+        "positive_semidefinite",
+        "real",
+        "real_matrix",
+        "real_vector",
+        "scaled_unit_lower_cholesky",
+        "simplex",
+        "softplus_lower_cholesky",
+        "softplus_positive",
+        "unit_interval",
+    }
+)
+_OWN = frozenset(
+    {
+        "correlation",
+        "invertible",
+        "lower_trapezoidal",
+        "period",
+        "stationary",
+        "stationary_vector",
+    }
+)
+
+Support = str | Callable[[Array], Any]
+"""The name of a constraint; a constraint; or a function of the parameter's value that gives either."""
 
 
-def parameter(support: Support = constraints.real, **kwargs: Any) -> Any:
+def parameter(support: Support = "real", **kwargs: Any) -> Any:
     """Declare a dataclass field of an ``equinox.Module`` as a parameter with this support.
 
     Args:
-        support: a constraint; or a function of the value that gives one, where the support
-            depends on the shape (standard deviations or a triangular factor).
+        support: the name of one of ``numpyro.distributions.constraints``, such as ``"positive"``,
+            ``"unit_interval"`` or ``"lower_cholesky"``, or of :mod:`statespace.constraints`, such as
+            ``"stationary"``; or a NumPyro constraint; or a function of the value that gives either, where the
+            support depends on the shape (standard deviations or a triangular factor).
         **kwargs: passed to ``equinox.field``.
+
+    Raises:
+        ValueError: if there is no constraint of this name.
+        TypeError: if the support is neither a name nor a constraint nor a function.
 
     Example:
         >>> class Drift(eqx.Module):
-        ...     rate: Array = ss.parameter(constraints.positive)
+        ...     rate: Array = ss.parameter("positive")
+        ...     phase: Array = ss.parameter(constraints.interval(0.0, 1.0))
     """
+    _check_support(support)
     kwargs.setdefault("converter", as_array)
     return eqx.field(metadata={"support": support}, **kwargs)
+
+
+def _check_support(support: Any) -> None:
+    if isinstance(support, str):
+        if support not in _OF_NUMPYRO | _OWN:
+            raise ValueError(
+                f"`support` of a parameter: there is no constraint named {support!r}; the names are "
+                f"{', '.join(sorted(_OF_NUMPYRO | _OWN))}. For any other give the constraint itself, such "
+                "as `numpyro.distributions.constraints.interval(0.0, 1.0)`."
+            )
+    elif isinstance(support, type) or not callable(support):
+        raise TypeError(
+            "`support` of a parameter must be the name of a constraint, a NumPyro constraint or a function "
+            f"of the value that gives one, got {support!r}."
+        )
+
+
+def _resolve(support: Support, value: Array) -> Constraint:
+    """The constraint that a support stands for."""
+    from numpyro.distributions import constraints
+
+    from statespace import constraints as own
+
+    while not isinstance(support, constraints.Constraint):
+        _check_support(support)
+        if isinstance(support, str):
+            support = getattr(own if support in _OWN else constraints, support)
+        else:
+            support = support(value)
+    return support
 
 
 def constant(**kwargs: Any) -> Any:
@@ -108,9 +185,9 @@ def parameters(model: Any, *, frozen: bool = True) -> dict[str, Array]:
     return {k: leaf.value for k, leaf in _leaves(model).items() if frozen or k not in held}
 
 
-def supports(model: Any) -> dict[str, constraints.Constraint]:
+def supports(model: Any) -> dict[str, Constraint]:
     """The support of each parameter by name."""
-    return {name: leaf.support for name, leaf in _leaves(model).items()}
+    return {name: _resolve(leaf.support, leaf.value) for name, leaf in _leaves(model).items()}
 
 
 def replace(model: Any, values: Mapping[str, Any]) -> Any:
@@ -137,26 +214,30 @@ def replace(model: Any, values: Mapping[str, Any]) -> Any:
 
 def unconstrain(model: Any) -> dict[str, Array]:
     """The free (not frozen) parameters, mapped to the unconstrained space."""
+    from numpyro.distributions import biject_to
+
     s = supports(model)
     return {k: biject_to(s[k]).inv(v) for k, v in parameters(model, frozen=False).items()}
 
 
 def constrain(model: Any, free: Mapping[str, Array]) -> Any:
     """The model with its free parameters set from unconstrained values; inverse of :func:`unconstrain`."""
+    from numpyro.distributions import biject_to
+
     s = supports(model)
     return replace(model, {k: biject_to(s[k])(v) for k, v in free.items()})
 
 
 class _Leaf(NamedTuple):
     value: Any
-    support: constraints.Constraint
+    support: Support
     get: Callable[[Any], Any]
 
 
 def _leaves(model: Any) -> dict[str, _Leaf]:
     """Parameter leaves by dotted path, in the order of the fields."""
     out: dict[str, _Leaf] = {}
-    _walk(model, (), constraints.real, lambda m: m, out)
+    _walk(model, (), "real", lambda m: m, out)
     return out
 
 
@@ -171,7 +252,7 @@ def _walk(node: Any, path: tuple[str, ...], support: Any, get: Callable, out: di
             _walk(
                 getattr(node, field.name),
                 path + name,
-                field.metadata.get("support", constraints.real),
+                field.metadata.get("support", "real"),
                 lambda m, f=field.name: getattr(get(m), f),
                 out,
             )
@@ -182,6 +263,4 @@ def _walk(node: Any, path: tuple[str, ...], support: Any, get: Callable, out: di
         for i in range(len(node)):
             _walk(node[i], (*path, str(i)), support, lambda m, i=i: get(m)[i], out)
     elif isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jnp.inexact):
-        if not isinstance(support, constraints.Constraint):
-            support = support(node)
         out[".".join(path)] = _Leaf(node, support, get)

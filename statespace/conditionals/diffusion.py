@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from statespace.conditionals.affine import AffineGaussian
 from statespace.model import Step
+
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
 
 _TERMS = 18  # of a Taylor series in ||A h|| <= 1/2: exact to rounding in float64
 _DOUBLINGS = 24  # h = dt / 2^24 at the finest: ||A dt|| up to 8e6
@@ -56,7 +58,7 @@ class LinearDiffusion(eqx.Module):
         )
         return AffineGaussian(matrix, offset, covariance=covariance)
 
-    def __call__(self, state: Float[Array, " d"], step: Step) -> dist.Distribution:
+    def __call__(self, state: Float[Array, " d"], step: Step) -> Distribution:
         """The distribution of the state at ``step`` given the state ``step.dt`` before."""
         return self.at(step)(state, step)
 

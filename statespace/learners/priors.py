@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 
 from statespace.parameters import parameters, supports
 
-Priors = Mapping[str, dist.Distribution]
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
+
+Priors = Mapping[str, Any]
 """Parameter name to NumPyro distribution of the parameter as the model states it."""
 
 
 def checked_priors(
     model: Any, priors: Priors | None, *, every: str | None = None
-) -> dict[str, dist.Distribution]:
+) -> dict[str, Distribution]:
     """The priors, if they go with the model.
 
     Args:
@@ -67,7 +68,9 @@ def log_prior(model: Any, priors: Priors) -> Float[Array, ""]:
 
 
 def _check_prior(name: str, prior: Any, support: Any, shape: tuple[int, ...]) -> None:
-    if not isinstance(prior, dist.Distribution):
+    from numpyro.distributions import Distribution
+
+    if not isinstance(prior, Distribution):
         raise TypeError(
             f"`priors`: {name!r} needs a NumPyro distribution, got {type(prior).__name__}."
         )
@@ -96,8 +99,10 @@ def _check_prior(name: str, prior: Any, support: Any, shape: tuple[int, ...]) ->
         )
 
 
-def _within(prior: dist.Distribution, support: Any, shape: tuple[int, ...]) -> bool:
+def _within(prior: Distribution, support: Any, shape: tuple[int, ...]) -> bool:
     """Whether a prior lives inside a support: by their bounds, or else by drawing from it."""
+    from numpyro.distributions import ImproperUniform
+
     allowed, reached = _bounds(support), _bounds(prior.support)
     if allowed == (-np.inf, np.inf):
         return True
@@ -105,7 +110,7 @@ def _within(prior: dist.Distribution, support: Any, shape: tuple[int, ...]) -> b
         return bool(np.all(reached[0] >= allowed[0]) and np.all(reached[1] <= allowed[1]))
     if type(_base(prior.support)) is type(_base(support)):
         return True
-    if isinstance(prior, dist.ImproperUniform):
+    if isinstance(prior, ImproperUniform):
         return False
     missing = shape[: len(shape) - len(prior.batch_shape + prior.event_shape)]
     draws = prior.sample(jax.random.key(0), (100, *missing))
@@ -120,6 +125,8 @@ def _base(support: Any) -> Any:
 
 def _bounds(support: Any) -> tuple[Any, Any] | None:
     """Lower and upper bound of each entry, or None for supports that are not boxes."""
+    from numpyro.distributions import constraints
+
     base = _base(support)
     if base is constraints.real:
         return -np.inf, np.inf

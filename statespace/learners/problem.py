@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
-from numpyro.distributions import Distribution, biject_to
 
 from statespace.learners.likelihood import log_likelihood
 from statespace.learners.priors import log_prior
 from statespace.parameters import parameters, replace, supports
+
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
 
 
 class Problem(eqx.Module):
@@ -43,6 +45,8 @@ class Problem(eqx.Module):
 
     def bijections(self) -> dict[str, Any]:
         """From the unconstrained space to the support of each free parameter."""
+        from numpyro.distributions import biject_to
+
         known = supports(self.model)
         return {
             name: biject_to(self.priors[name].support if name in self.priors else known[name])

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
-from numpyro.distributions import biject_to
 
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.learners import descent
@@ -40,13 +39,13 @@ class Statistics(NamedTuple):
         ee: of ``e e'``, shape ``(d, d)``.
         ez: of ``e z'``, shape ``(d, p)``.
         zz: of ``z z'``, shape ``(p, p)``.
-        count: number of moments.
+        moments: number of moments.
     """
 
     ee: Float[Array, "d d"]
     ez: Float[Array, "d p"]
     zz: Float[Array, "p p"]
-    count: Float[Array, ""]
+    moments: Float[Array, ""]
 
 
 def regressions(model: Any) -> tuple[Regression, ...]:
@@ -90,6 +89,23 @@ def regressions(model: Any) -> tuple[Regression, ...]:
     )
 
 
+def check_scales(model: Any) -> None:
+    """Refuse noise that spans fewer directions than there are coordinates, unless it is frozen.
+
+    Raises:
+        ValueError: naming the parameter and the remedy.
+    """
+    free = parameters(model, frozen=False)
+    for part in regressions(model):
+        scale = free.get(part.scale)
+        if scale is not None and scale.ndim == 2 and scale.shape[0] != scale.shape[1]:
+            d = scale.shape[0]
+            raise ValueError(
+                f"EM learns {part.scale!r} as ({d},) standard deviations or a ({d}, {d}) factor, but it "
+                f"has shape {scale.shape}; freeze it, or give it one of these shapes."
+            )
+
+
 def coefficients(model: Any, regression: Regression) -> Float[Array, "d p"]:
     """The current coefficients, one block of columns after the other."""
     values = parameters(model)
@@ -127,10 +143,10 @@ def maximise(
     old = coefficients(model, regression)
     movable = _movable(model, regression, free)
     change = _regress(statistics, movable)
-    square = _square(statistics, change) / statistics.count
+    square = _square(statistics, change) / statistics.moments
     collapsed = jnp.zeros((), bool)
     if regression.scale in names:
-        size = jnp.diagonal(square + old @ statistics.zz @ old.T / statistics.count)
+        size = jnp.diagonal(square + old @ statistics.zz @ old.T / statistics.moments)
         if parameters(model)[regression.scale].ndim == 1:
             square = jnp.diag(jnp.diagonal(square))
         square = _clip(square, floor)
@@ -166,6 +182,8 @@ def _climb(
     model: Any, regression: Regression, s: Statistics, priors: Any, names: list[str]
 ) -> dict[str, Array]:
     """The expected log likelihood plus log priors, climbed from the current parameters."""
+    from numpyro.distributions import biject_to
+
     known, values = supports(model), parameters(model)
     to = {n: biject_to(priors[n].support if n in priors else known[n]) for n in names}
     z, unravel = ravel_pytree([to[n].inv(values[n]) for n in names])
@@ -182,7 +200,7 @@ def _climb(
         trace = jnp.trace(jax.scipy.linalg.solve_triangular(factor, half.T, lower=True))
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
         prior = sum(jnp.sum(priors[n].log_prob(new[n])) for n in names if n in priors)
-        return ((s.count * log_det + trace) / 2 - prior).astype(z.dtype)
+        return ((s.moments * log_det + trace) / 2 - prior).astype(z.dtype)
 
     tolerance = jnp.asarray(1e-10, z.dtype)
     state = descent.advance(loss, descent.start(z), tolerance, jnp.asarray(200))

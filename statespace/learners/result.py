@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
-from numpyro.distributions import constraints
 
 from statespace.diagnostics import ResidualTests, residual_tests
 from statespace.learners.information import Uncertainty
@@ -161,10 +160,12 @@ class FitResult:
 
     def _rows(self, level: float) -> Iterator[tuple[str, ...]]:
         """Estimate, error and limits of every entry of every parameter."""
+        from numpyro.distributions.constraints import lower_cholesky
+
         limits = {} if self.uncertainty is None else self.interval(level)
         known = supports(self.model)
         for name, value in self.parameters.items():
-            factor = known[name] is constraints.lower_cholesky
+            factor = known[name] is lower_cholesky
             for label, i in entries(name, value):
                 if factor and i[-1] > i[-2]:
                     continue  # the zeros above a Cholesky factor
@@ -189,7 +190,7 @@ class FitResult:
         errors = np.asarray(standardised_errors(problem.model, problem.data, problem.method))
         if isinstance(self.data, Panel):
             errors = np.concatenate([e[:n] for e, n in zip(errors, self.data.lengths)])
-            labels = labels[0] if labels else None
+            labels = labels[0] if isinstance(labels, tuple) else None
         if np.any(np.sum(~np.isnan(errors), axis=0) < 3):
             return None
         names = channel_names(labels, errors.shape[1])
@@ -205,7 +206,7 @@ class FitResult:
             f"log_likelihood={self.log_likelihood:.4f}, {state})"
         )
 
-    def warn_unless_converged(self) -> FitResult:
+    def warn_unless_converged(self) -> Self:
         """Issue a :class:`ConvergenceWarning` if the learner did not converge; returns the result."""
         if not self.converged:
             warnings.warn(

@@ -1,18 +1,17 @@
 """Autoregressions, ARMA and seasonal ARIMA, in companion form (Harvey 1989, section 4.1).
 
 Coefficients are parameters whose supports are the stationary autoregressions and the invertible moving
-averages (:mod:`statespace.models.polynomials`), so that learners never leave these regions.
+averages (:mod:`statespace.constraints`), so that learners never leave these regions.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 
 from statespace.conditionals.stationary import discrete_lyapunov
 from statespace.models.checks import (
@@ -23,7 +22,7 @@ from statespace.models.checks import (
     require_shape,
 )
 from statespace.models.components import Block, Component
-from statespace.models.polynomials import invertible, lag_polynomial, multiply, stationary
+from statespace.models.polynomials import is_invertible, is_stationary, lag_polynomial, multiply
 from statespace.parameters import parameter
 
 
@@ -49,11 +48,11 @@ class AR(Component):
             positive scalar.
     """
 
-    coefficients: Float[Array, " p"] = parameter(stationary)
-    scale: Float[Array, ""] = parameter(constraints.positive)
+    coefficients: Float[Array, " p"] = parameter("stationary")
+    scale: Float[Array, ""] = parameter("positive")
 
     def __check_init__(self) -> None:
-        require_coefficients("coefficients", self.coefficients, stationary)
+        require_coefficients("coefficients", self.coefficients, "stationary")
         _require_innovations(self.scale)
 
     @property
@@ -82,14 +81,14 @@ class ARMA(Component):
             not a positive scalar.
     """
 
-    ar: Float[Array, " p"] | None = parameter(stationary, converter=_coefficients, default=None)
-    ma: Float[Array, " q"] | None = parameter(invertible, converter=_coefficients, default=None)
-    scale: Float[Array, ""] = parameter(constraints.positive, default=1.0)
+    ar: Float[Array, " p"] | None = parameter("stationary", converter=_coefficients, default=None)
+    ma: Float[Array, " q"] | None = parameter("invertible", converter=_coefficients, default=None)
+    scale: Float[Array, ""] = parameter("positive", default=1.0)
     mean: Float[Array, ""] | None = parameter(converter=optional_array, default=None)
 
     def __check_init__(self) -> None:
-        require_coefficients("ar", self.ar, stationary)
-        require_coefficients("ma", self.ma, invertible)
+        require_coefficients("ar", self.ar, "stationary")
+        require_coefficients("ma", self.ma, "invertible")
         _require_innovations(self.scale)
         _require_mean(self.mean)
 
@@ -130,11 +129,11 @@ class ARIMA(Component):
 
     order: tuple[int, int, int] = eqx.field(static=True)
     seasonal_order: tuple[int, int, int, int] = eqx.field(static=True)
-    ar: Float[Array, " p"] | None = parameter(stationary, converter=_coefficients)
-    ma: Float[Array, " q"] | None = parameter(invertible, converter=_coefficients)
-    seasonal_ar: Float[Array, " P"] | None = parameter(stationary, converter=_coefficients)
-    seasonal_ma: Float[Array, " Q"] | None = parameter(invertible, converter=_coefficients)
-    scale: Float[Array, ""] = parameter(constraints.positive)
+    ar: Float[Array, " p"] | None = parameter("stationary", converter=_coefficients)
+    ma: Float[Array, " q"] | None = parameter("invertible", converter=_coefficients)
+    seasonal_ar: Float[Array, " P"] | None = parameter("stationary", converter=_coefficients)
+    seasonal_ma: Float[Array, " Q"] | None = parameter("invertible", converter=_coefficients)
+    scale: Float[Array, ""] = parameter("positive")
     mean: Float[Array, ""] | None = parameter(converter=optional_array)
 
     def __init__(
@@ -171,7 +170,7 @@ class ARIMA(Component):
     def __check_init__(self) -> None:
         counts = (self.order[0], self.order[2], self.seasonal_order[0], self.seasonal_order[2])
         names = ("ar", "ma", "seasonal_ar", "seasonal_ma")
-        for name, count, support in zip(names, counts, (stationary, invertible) * 2):
+        for name, count, region in zip(names, counts, ("stationary", "invertible") * 2):
             value = getattr(self, name)
             have = 0 if value is None else len(jnp.atleast_1d(value))
             if have != count:
@@ -179,7 +178,7 @@ class ARIMA(Component):
                     f"`{name}` must have {count} coefficients to go with order={self.order} and "
                     f"seasonal_order={self.seasonal_order}, got {have}."
                 )
-            require_coefficients(name, value, support)
+            require_coefficients(name, value, region)
         _require_innovations(self.scale)
         _require_mean(self.mean)
 
@@ -244,7 +243,7 @@ def integrate(inner: Block, lags: Float[Array, " k"]) -> Block:
     The lags of ``y`` come first in the state, ``y_{t-1}`` to ``y_{t-k}``, exactly diffuse at the start.
     """
     k, n = len(lags), len(inner.states)
-    loading = jnp.concatenate([lags, inner.loading])
+    loading = jnp.concatenate([lags, jnp.asarray(inner.loading)])
     shifted = jnp.eye(k - 1, k + n, dtype=lags.dtype)
     below = jnp.concatenate([jnp.zeros((n, k), lags.dtype), inner.matrix], axis=1)
     covariance = inner.covariance
@@ -261,7 +260,9 @@ def integrate(inner: Block, lags: Float[Array, " k"]) -> Block:
     )
 
 
-def require_coefficients(name: str, value: Array | None, support: constraints.Constraint) -> None:
+def require_coefficients(
+    name: str, value: Array | None, region: Literal["stationary", "invertible"]
+) -> None:
     """Refuse coefficients outside the region of stationary autoregressions or invertible moving averages.
 
     Raises:
@@ -272,14 +273,14 @@ def require_coefficients(name: str, value: Array | None, support: constraints.Co
     if value.ndim != 1:
         raise ValueError(f"`{name}` must have shape (p,), got {value.shape}.")
     require_finite(name, value)
-    if known(value) and not support(value):
-        sign, what = (-1, "stationary") if support is stationary else (1, "invertible")
+    sign, inside = (-1, is_stationary) if region == "stationary" else (1, is_invertible)
+    if known(value) and not inside(value):
         modulus = np.abs(np.roots(np.r_[1.0, sign * np.asarray(value, float)])).max()
         remedy = "; take differences (`d` of ARIMA) rather than a unit root"
         raise ValueError(
-            f"`{name}` must be {what}: all inverse roots of its polynomial inside the unit circle, but the "
+            f"`{name}` must be {region}: all inverse roots of its polynomial inside the unit circle, but the "
             f"largest of {np.asarray(value)} has modulus {modulus:.6g}"
-            f"{remedy if what == 'stationary' else ''}."
+            f"{remedy if region == 'stationary' else ''}."
         )
 
 
@@ -294,7 +295,7 @@ def _require_mean(mean: Array | None) -> None:
         require_finite("mean", mean)
 
 
-def _order(name: str, value: Any, form: str) -> tuple[int, ...]:
+def _order(name: str, value: Any, form: str) -> Any:
     value = tuple(value)
     if len(value) != form.count(",") + 1 or not all(
         isinstance(v, (int, np.integer)) and v >= 0 for v in value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
-from numpyro.distributions import constraints
+from jaxtyping import Array, Bool, Float
 
 from statespace.parameters import as_array
 
@@ -80,7 +80,7 @@ def require_standard_deviation(name: str, value: Array | None) -> None:
 
 
 def require_support(
-    name: str, value: Array, support: constraints.Constraint, description: str
+    name: str, value: Array, inside: Callable[[Array], Array], description: str
 ) -> None:
     """Refuse values outside a support, where they are known.
 
@@ -88,13 +88,19 @@ def require_support(
         ValueError: naming the argument, what it must be, and its value.
     """
     require_finite(name, value)
-    if known(value) and not np.all(support(value)):
+    if known(value) and not np.all(inside(value)):
         raise ValueError(f"`{name}` must {description}, got {np.asarray(value)}.")
 
 
-def scale_support(value: Array) -> constraints.Constraint:
+def is_lower_with_positive_diagonal(x: Float[Array, "*b m k"]) -> Bool[Array, "*b"]:
+    """Whether matrices are zero above the diagonal and positive on it."""
+    diagonal = jnp.diagonal(x, axis1=-2, axis2=-1)
+    return jnp.all(jnp.tril(x) == x, axis=(-2, -1)) & jnp.all(diagonal > 0, axis=-1)
+
+
+def scale_support(value: Array) -> str:
     """Support of a noise scale: a vector of standard deviations, or a lower triangular factor."""
-    return constraints.positive if jnp.ndim(value) == 1 else constraints.lower_cholesky
+    return "positive" if jnp.ndim(value) == 1 else "lower_cholesky"
 
 
 def require_scale(name: str, value: Array, d: int) -> None:
@@ -112,7 +118,7 @@ def require_scale(name: str, value: Array, d: int) -> None:
         require_positive(name, value, zero=False)
         return
     require_finite(name, value)
-    if known(value) and not np.all(constraints.lower_cholesky(value)):
+    if known(value) and not is_lower_with_positive_diagonal(value):
         raise ValueError(
             f"`{name}` must be lower triangular with a positive diagonal, got\n"
             f"{np.asarray(value)}\nFrom a covariance matrix use `jnp.linalg.cholesky(covariance)`."

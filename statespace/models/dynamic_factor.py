@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.models.checks import (
+    is_lower_with_positive_diagonal,
     known,
     optional_array,
     require_finite,
@@ -21,11 +21,9 @@ from statespace.models.checks import (
     require_support,
 )
 from statespace.models.starting import least_squares_autoregression, principal_components
-from statespace.models.trapezoidal import LowerTrapezoidal
 from statespace.models.vector_autoregression import (
     companion,
     stationary_covariance,
-    stationary_vector,
 )
 from statespace.parameters import parameter
 
@@ -52,11 +50,11 @@ class DynamicFactor(eqx.Module):
             a scale is not positive.
     """
 
-    loadings: Float[Array, "m k"] = parameter(lambda value: LowerTrapezoidal(value.shape[-1]))
-    factor_matrices: Float[Array, "p k k"] = parameter(stationary_vector)
-    noise_scale: Float[Array, " m"] = parameter(constraints.positive)
+    loadings: Float[Array, "m k"] = parameter("lower_trapezoidal")
+    factor_matrices: Float[Array, "p k k"] = parameter("stationary_vector")
+    noise_scale: Float[Array, " m"] = parameter("positive")
     idiosyncratic_ar: Float[Array, " m"] | None = parameter(
-        constraints.open_interval(-1.0, 1.0), converter=optional_array, default=None
+        "correlation", converter=optional_array, default=None
     )
     mean: Float[Array, " m"] | None = parameter(converter=optional_array, default=None)
 
@@ -75,7 +73,7 @@ class DynamicFactor(eqx.Module):
         require_support(
             "loadings",
             self.loadings,
-            LowerTrapezoidal(k),
+            is_lower_with_positive_diagonal,
             "be zero above the diagonal and positive on it, which identifies the factors",
         )
         require_finite("factor_matrices", self.factor_matrices)
@@ -94,7 +92,7 @@ class DynamicFactor(eqx.Module):
             require_support(
                 "idiosyncratic_ar",
                 self.idiosyncratic_ar,
-                constraints.open_interval(-1.0, 1.0),
+                lambda x: jnp.abs(x) < 1,
                 "lie in (-1, 1)",
             )
         if self.mean is not None:

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 
 from statespace.model import Step
 from statespace.models.checks import optional_scale, require_positive
@@ -64,7 +63,7 @@ class Regression(Component):
 
     columns: tuple[int, ...] = eqx.field(static=True)
     scale: Float[Array, "..."] | None = parameter(
-        constraints.positive, converter=optional_scale, default=None
+        "positive", converter=optional_scale, default=None
     )
     labels: tuple[str, ...] = eqx.field(static=True, default=())
 

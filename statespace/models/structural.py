@@ -15,7 +15,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 
 from statespace.models.checks import (
     known,
@@ -42,7 +41,7 @@ __all__ = [
 
 def _scale(**kwargs: Any) -> Any:
     """A field that holds a standard deviation, or None for no noise."""
-    return parameter(constraints.positive, converter=optional_scale, **kwargs)
+    return parameter("positive", converter=optional_scale, **kwargs)
 
 
 class LocalLevel(Component):
@@ -262,17 +261,15 @@ class Cycle(Component):
             damped cycle has no scale, which would be zero throughout.
     """
 
-    period: Float[Array, ""] = parameter(constraints.greater_than(2.0))
+    period: Float[Array, ""] = parameter("period")
     damping: Float[Array, ""] | None = parameter(
-        constraints.unit_interval, converter=optional_array, default=None
+        "unit_interval", converter=optional_array, default=None
     )
     scale: Float[Array, ""] | None = _scale(default=None)
 
     def __check_init__(self) -> None:
         require_shape("period", self.period, ())
-        require_support(
-            "period", self.period, constraints.greater_than(2.0), "be above 2 steps a cycle"
-        )
+        require_support("period", self.period, lambda x: x > 2, "be above 2 steps a cycle")
         require_standard_deviation("scale", self.scale)
         if self.damping is None:
             return
@@ -325,7 +322,7 @@ class Irregular(Component):
         ValueError: if the scale is not positive.
     """
 
-    scale: Float[Array, ""] = parameter(constraints.positive, converter=as_array)
+    scale: Float[Array, ""] = parameter("positive", converter=as_array)
 
     def __check_init__(self) -> None:
         require_shape("scale", self.scale, (), "It is one standard deviation, of one series.")

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
@@ -87,7 +86,7 @@ class Tracking(eqx.Module):
 
 
 def _positive(**kwargs: Any) -> Any:
-    return parameter(constraints.positive, **kwargs)
+    return parameter("positive", **kwargs)
 
 
 class ConstantVelocity(Tracking):

@@ -1,4 +1,4 @@
-"""Stationary vector autoregressions as a support (Ansley & Kohn 1986, J. Stat. Comput. Simul. 24, 99).
+"""Stationary vector autoregressions (Ansley & Kohn 1986, J. Stat. Comput. Simul. 24, 99).
 
 The matrices ``Phi_1 … Phi_p`` of ``x_t = sum_j Phi_j x_{t-j} + e_t``, ``e_t ~ N(0, I)``, are stationary when
 their partial autocorrelation matrices have singular values below 1, and every such matrix is
@@ -7,14 +7,12 @@ their partial autocorrelation matrices have singular values below 1, and every s
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float
-from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.transforms import ParameterFreeTransform
+from jaxtyping import Array, Bool, Float
 
 from statespace.conditionals.stationary import discrete_lyapunov
 
@@ -91,58 +89,35 @@ def _inverse(lower: Array) -> Array:
     return solve_triangular(lower, jnp.eye(len(lower), dtype=lower.dtype), lower=True)
 
 
-class _StationaryVector(constraints.ParameterFreeConstraint):
-    event_dim = 3
-
-    def __call__(self, x: Any) -> Array:
-        x = jnp.asarray(x)
-        covariance = _batched(stationary_covariance)(x)
-        return jnp.all(jnp.isfinite(covariance), axis=(-2, -1))
-
-    def feasible_like(self, prototype: Any) -> Array:
-        return jnp.zeros_like(prototype)
+def is_stationary(phi: Float[Array, "*b p k k"]) -> Bool[Array, "*b"]:
+    """Whether these are the matrices of a stationary vector autoregression."""
+    return jnp.all(jnp.isfinite(batched(stationary_covariance)(phi)), axis=(-2, -1))
 
 
-stationary_vector = _StationaryVector()
-"""Matrices ``(p, k, k)`` of a stationary vector autoregression."""
+def from_free(a: Float[Array, "*b p k k"]) -> Float[Array, "*b p k k"]:
+    """``Phi`` whose partial autocorrelations are ``(I + A A^T)^(-1/2) A``."""
+
+    def one(a: Array) -> Array:
+        eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+        return from_partial(
+            jnp.stack([_inverse(jnp.linalg.cholesky(eye + m @ m.T)) @ m for m in a])
+        )
+
+    return batched(one)(a)
 
 
-class StationaryVectorTransform(ParameterFreeTransform):
-    """Unconstrained ``(p, k, k)`` to the matrices of a stationary vector autoregression."""
+def to_free(phi: Float[Array, "*b p k k"]) -> Float[Array, "*b p k k"]:
+    """Inverse of :func:`from_free`."""
 
-    domain = constraints.independent(constraints.real, 3)
-    codomain = stationary_vector
+    def one(phi: Array) -> Array:
+        eye = jnp.eye(phi.shape[-1], dtype=phi.dtype)
+        partial = to_partial(phi)
+        return jnp.stack([_inverse(jnp.linalg.cholesky(eye - p @ p.T)) @ p for p in partial])
 
-    def __call__(self, x: Float[Array, "*b p k k"]) -> Float[Array, "*b p k k"]:
-        """``Phi`` whose partial autocorrelations are ``(I + A A^T)^(-1/2) A``."""
-        return _batched(_from_free)(x)
-
-    def _inverse(self, y: Float[Array, "*b p k k"]) -> Float[Array, "*b p k k"]:
-        return _batched(_to_free)(y)
-
-    def log_abs_det_jacobian(
-        self, x: Float[Array, "*b p k k"], y: Float[Array, "*b p k k"], intermediates: Any = None
-    ) -> Float[Array, "*b"]:
-        """``log |d Phi / d A|``, from the dense Jacobian of the ``p k^2`` entries."""
-
-        def one(a: Array) -> Array:
-            jacobian = jax.jacfwd(_from_free)(a).reshape(a.size, a.size)
-            return jnp.linalg.slogdet(jacobian)[1]
-
-        return _batched(one)(x)
+    return batched(one)(phi)
 
 
-def _from_free(a: Array) -> Array:
-    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-    return from_partial(jnp.stack([_inverse(jnp.linalg.cholesky(eye + m @ m.T)) @ m for m in a]))
-
-
-def _to_free(phi: Array) -> Array:
-    eye = jnp.eye(phi.shape[-1], dtype=phi.dtype)
-    return jnp.stack([_inverse(jnp.linalg.cholesky(eye - p @ p.T)) @ p for p in to_partial(phi)])
-
-
-def _batched(function: Any) -> Any:
+def batched(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The function of ``(p, k, k)`` over any leading axes."""
 
     def over(x: Array) -> Array:
@@ -151,6 +126,3 @@ def _batched(function: Any) -> Any:
         return function(x)
 
     return over
-
-
-biject_to.register(_StationaryVector)(lambda constraint: StationaryVectorTransform())

@@ -9,13 +9,12 @@ from numpyro.distributions import biject_to
 from written_out import covariance, dense
 
 import statespace as ss
-from statespace.models.polynomials import stationary
-from statespace.models.trapezoidal import LowerTrapezoidal
+from statespace.constraints import stationary, stationary_vector
+from statespace.constraints.trapezoidal import LowerTrapezoidal
 from statespace.models.vector_autoregression import (
     companion,
     from_partial,
     stationary_covariance,
-    stationary_vector,
     to_partial,
 )
 from statespace.parameters import constrain, unconstrain

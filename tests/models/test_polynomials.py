@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from numpyro.distributions import biject_to
 
-from statespace.models.polynomials import (
-    from_partial,
-    invertible,
-    lag_polynomial,
-    multiply,
-    stationary,
-    to_partial,
-)
+from statespace.constraints import invertible, stationary
+from statespace.models.polynomials import from_partial, lag_polynomial, multiply, to_partial
 
 tsa = pytest.importorskip("statsmodels.tsa.api")
 

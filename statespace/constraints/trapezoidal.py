@@ -1,4 +1,4 @@
-"""Lower trapezoidal matrices as a support: loadings that identify their factors."""
+"""Lower trapezoidal matrices as a constraint: loadings that identify their factors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import Transform
+
+from statespace.models.checks import is_lower_with_positive_diagonal
 
 
 class LowerTrapezoidal(constraints.Constraint):
@@ -21,9 +23,7 @@ class LowerTrapezoidal(constraints.Constraint):
 
     def __call__(self, x: Any) -> Array:
         """Whether it has this form."""
-        x = jnp.asarray(x)
-        diagonal = jnp.diagonal(x, axis1=-2, axis2=-1)
-        return jnp.all(jnp.tril(x) == x, axis=(-2, -1)) & jnp.all(diagonal > 0, axis=-1)
+        return is_lower_with_positive_diagonal(jnp.asarray(x))
 
     def __repr__(self) -> str:
         return f"LowerTrapezoidal(columns={self.columns})"
