@@ -64,6 +64,11 @@ def expected(case):
     }
 
 
+def tolerance(case, form):
+    """1e-9, but where a covariance of 1e7 is reduced to 1 in one step its own rounding is 2e-9."""
+    return 1e-8 if case == "vague initial state" and form == "covariance" else 1e-9
+
+
 def close(got, want, rtol=1e-9):
     """Equal, moment by moment, relative to the largest entry of the moment; NaN there is infinite here."""
     got, want = np.asarray(got), np.asarray(want, float)
@@ -95,26 +100,28 @@ def test_likelihood(case, form, parallel):
 @every_form
 def test_filter(case, form, parallel):
     got, want = results(case, form, parallel)[0], expected(case)
-    close(got.mean, want["filtered"][0])
-    close(got.covariance, want["filtered"][1])
-    close(got.predicted_mean, want["predicted"][0])
-    close(got.predicted_covariance, want["predicted"][1])
+    rtol = tolerance(case, form)
+    close(got.mean, want["filtered"][0], rtol)
+    close(got.covariance, want["filtered"][1], rtol)
+    close(got.predicted_mean, want["predicted"][0], rtol)
+    close(got.predicted_covariance, want["predicted"][1], rtol)
     open_directions_are_infinite(got.covariance, want["filtered"][1])
     open_directions_are_infinite(got.predicted_covariance, want["predicted"][1])
     if "sites" in case:
         assert got.observation_mean is None
         assert got.observation_covariance is None
     else:
-        close(got.observation_mean, want["observation"][0])
-        close(got.observation_covariance, want["observation"][1])
+        close(got.observation_mean, want["observation"][0], rtol)
+        close(got.observation_covariance, want["observation"][1], rtol)
 
 
 @every_form
 def test_smoother(case, form, parallel):
     got, want = results(case, form, parallel)[1], expected(case)
-    close(got.mean, want["smoothed"][0])
-    close(got.covariance, want["smoothed"][1])
-    close(got.lag_one, want["lag_one"])
+    rtol = tolerance(case, form)
+    close(got.mean, want["smoothed"][0], rtol)
+    close(got.covariance, want["smoothed"][1], rtol)
+    close(got.lag_one, want["lag_one"], rtol)
     symmetric = np.swapaxes(np.asarray(got.covariance), 1, 2)
     np.testing.assert_allclose(
         got.covariance, symmetric, rtol=0, atol=1e-12 * np.abs(symmetric).max()
