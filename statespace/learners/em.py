@@ -25,7 +25,7 @@ from statespace.learners.problem import (
     with_values,
 )
 from statespace.learners.progress import bar
-from statespace.learners.regressions import maximise, regressions
+from statespace.learners.regressions import check_scales, maximise, regressions
 from statespace.learners.result import FitResult
 from statespace.parameters import parameters, replace
 
@@ -84,9 +84,10 @@ class EM(eqx.Module):
 
         Raises:
             TypeError: if the model has no closed-form M-step.
-            ValueError: if the start is impossible, or a covariance collapses on the way.
+            ValueError: if the start is impossible, a scale has no closed form, or a covariance collapses
+                on the way.
         """
-        regressions(model)
+        check_scales(model)
         problem = Problem(model, bare(data), checked_priors(model, priors), method)
         check_start(problem, "EM")
         state, trace = self._run(problem)

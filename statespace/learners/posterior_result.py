@@ -155,7 +155,7 @@ class PosteriorResult(FitResult):
         labels = self.data.labels
         if not panel:
             coords["time"] = time_coordinate(self.data.times, labels)
-        names = labels[0] if panel and labels else None if panel else labels
+        names = labels[0] if isinstance(labels, tuple) else labels
         coords["channel"] = list(channel_names(names, y.shape[-1]))
         groups = {
             "posterior": posterior,

@@ -252,6 +252,21 @@ def test_model_without_a_closed_form():
         ss.fit(ss.LocalLevel(level_scale=1.0, noise_scale=1.0), np.ones(5), learner=ss.EM())
 
 
+def test_noise_of_lower_rank():
+    eye = jnp.eye(2)
+    start = ss.Model(
+        ss.Gaussian(jnp.zeros(2), jnp.ones(2)),
+        ss.AffineGaussian(0.5 * eye, scale=jnp.array([[1.0], [0.0]])),
+        ss.AffineGaussian(eye, scale=jnp.ones(2)),
+    )
+    y = recording(20)[0][:, :2]
+    with pytest.raises(ValueError, match=r"'transition.scale'.*shape \(2, 1\); freeze it"):
+        ss.fit(start, y, learner=ss.EM())
+    fitted = one_iteration(ss.freeze(start, "transition.scale"), y)
+    np.testing.assert_array_equal(fitted.parameters["transition.scale"], [[1.0], [0.0]])
+    assert fitted.trace[1] > fitted.trace[0]
+
+
 def test_impossible_start():
     start = ss.LinearGaussian([[3.0]], [1e-200], [[1.0]], [1e-200], [0.0], [1e-200])
     with pytest.raises(ValueError, match="EM cannot start here"):
