@@ -229,6 +229,14 @@ def _read_bearings(path: Path) -> pd.DataFrame:
     return pd.DataFrame(angles, columns=["bearing0", "bearing1"])
 
 
+def _read_sargolini(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    with np.load(path, allow_pickle=False) as held:
+        seconds, metres = held["t"], held["pos"]
+    return pd.DataFrame(metres, pd.Index(seconds, name="time (s)"), ["x (m)", "y (m)"])
+
+
 NILE = (
     *(1120, 1160, 963, 1210, 1160, 1160, 813, 1230, 1370, 1140),
     *(995, 935, 1110, 994, 1020, 960, 1180, 799, 958, 1140),
@@ -307,6 +315,12 @@ DATASETS = {
                 "dc93cd54f4188b731e4323307505a2004fcf7347c67561624af04f3a1ce4518f",
             ),
         },
+    ),
+    "sargolini": Dataset(
+        "Path of a rat that forages in a box of 1 m × 1 m, ten minutes at 50 Hz, with short drop-outs.",
+        "Sargolini et al. (2006), Science 312, 758–762; in ratinabox (MIT).",
+        _read_sargolini,
+        {"sargolini.npz": PackageFile("ratinabox", "data/sargolini.npz", "ratinabox==1.15.3")},
     ),
     "motorcycle": Dataset(
         "Head acceleration after a simulated motorcycle impact; irregular times with repeats.",

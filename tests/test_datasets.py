@@ -79,6 +79,17 @@ def test_elnino_runs_through_the_years():
     assert data.index[-1] == pd.Period("2010-12")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ratinabox") is None, reason="the file is ratinabox'")
+def test_path_of_the_rat_stays_in_its_box():
+    data = datasets.load("sargolini")
+    assert data.shape == (29800, 2)
+    steps = np.diff(data.index)
+    np.testing.assert_allclose(steps.min(), 0.02, rtol=1e-9)
+    assert (steps < 0.021).mean() > 0.99  # it drops out now and then
+    assert data.to_numpy().min() > 0
+    assert data.to_numpy().max() < 1
+
+
 def test_packages_are_not_imported():
     code = (
         "import sys; from statespace import datasets; datasets.load('sunspots'); "
