@@ -358,7 +358,8 @@ def _joined(values: list[Array | None], blocks: list[Block], dtype: Any) -> Arra
 
 
 def _contribution(block: Block, mean: Array, covariance: Array, inputs: Any) -> Contribution:
-    if callable(block.loading):
+    loading = block.loading
+    if callable(loading):
         if inputs is None:
             raise ValueError(
                 "a component depends on the inputs: pass `components(posterior, inputs=u)` with `u` of "
@@ -367,9 +368,9 @@ def _contribution(block: Block, mean: Array, covariance: Array, inputs: Any) -> 
         inputs = jnp.asarray(inputs)
         if inputs.ndim != 2 or len(inputs) != len(mean):
             raise ValueError(f"`inputs` must have shape ({len(mean)}, k), got {inputs.shape}.")
-        z = jax.vmap(lambda i, u: block.loading(Step(i, i, 1.0, u)))(jnp.arange(len(mean)), inputs)
+        z = jax.vmap(lambda i, u: loading(Step(i, i, 1.0, u)))(jnp.arange(len(mean)), inputs)
     else:
-        z = jnp.broadcast_to(block.loading, mean.shape)
+        z = jnp.broadcast_to(loading, mean.shape)
     share = jnp.sum(z * mean, axis=-1)
     variance = jnp.einsum("ti,tij,tj->t", z, covariance, z)
     if block.offset is not None:
