@@ -248,8 +248,8 @@ def cuthbert(problem: Problem, op: str) -> Call:
 
 @suite.column("simdkalman", needs="simdkalman")
 def simdkalman(problem: Problem, op: str) -> Call | None:
-    """One parameter set for all series only."""
-    if not problem.shared:
+    """One parameter set for all series only; a moment that misses one channel counts as missing."""
+    if not problem.shared or (problem.gaps and problem.m > 1):
         return None
     import simdkalman as package
 
