@@ -27,7 +27,7 @@ def as_array(value: Any) -> Array:
 
 
 # Of NumPyro's constraints, those that a continuous parameter can have: with a bijection from the reals.
-_OF_NUMPYRO = frozenset(
+NAMED_BY_NUMPYRO = frozenset(
     {
         "circular",
         "corr_cholesky",
@@ -50,7 +50,7 @@ _OF_NUMPYRO = frozenset(
         "unit_interval",
     }
 )
-_OWN = frozenset(
+NAMED_HERE = frozenset(
     {
         "correlation",
         "invertible",
@@ -91,11 +91,12 @@ def parameter(support: Support = "real", **kwargs: Any) -> Any:
 
 def _check_support(support: Any) -> None:
     if isinstance(support, str):
-        if support not in _OF_NUMPYRO | _OWN:
+        names = NAMED_BY_NUMPYRO | NAMED_HERE
+        if support not in names:
             raise ValueError(
                 f"`support` of a parameter: there is no constraint named {support!r}; the names are "
-                f"{', '.join(sorted(_OF_NUMPYRO | _OWN))}. For any other give the constraint itself, such "
-                "as `numpyro.distributions.constraints.interval(0.0, 1.0)`."
+                f"{', '.join(sorted(names))}. For any other give the constraint itself, such as "
+                "`numpyro.distributions.constraints.interval(0.0, 1.0)`."
             )
     elif isinstance(support, type) or not callable(support):
         raise TypeError(
@@ -113,7 +114,7 @@ def _resolve(support: Support, value: Array) -> Constraint:
     while not isinstance(support, constraints.Constraint):
         _check_support(support)
         if isinstance(support, str):
-            support = getattr(own if support in _OWN else constraints, support)
+            support = getattr(own if support in NAMED_HERE else constraints, support)
         else:
             support = support(value)
     return support
