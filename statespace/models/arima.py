@@ -33,9 +33,10 @@ def _coefficients(value: Any) -> Array | None:
 
 
 class AR(Component):
-    """A stationary autoregression: ``x_t = phi_1 x_{t-1} + ... + phi_p x_{t-p} + scale e_t``, seen exactly.
+    """A stationary autoregression, seen exactly.
 
-    To see it through noise, add :class:`Irregular`. It starts in its stationary law.
+    ``x_t = phi_1 x_{t-1} + ... + phi_p x_{t-p} + scale e_t``. To see it through noise, add
+    :class:`Irregular`. It starts in its stationary law.
 
     Args:
         coefficients: ``phi``, shape ``(p,)``, stationary.
@@ -66,7 +67,9 @@ class AR(Component):
 
 
 class ARMA(Component):
-    """``w_t - phi_1 w_{t-1} - ... = scale (e_t + theta_1 e_{t-1} + ...)``, ``y_t = mean + w_t``.
+    """An autoregressive moving average about a mean.
+
+    ``w_t - phi_1 w_{t-1} - ... = scale (e_t + theta_1 e_{t-1} + ...)``, ``y_t = mean + w_t``.
 
     Args:
         ar: ``phi``, shape ``(p,)``, stationary; None for a pure moving average.
@@ -104,11 +107,12 @@ class ARMA(Component):
 
 
 class ARIMA(Component):
-    """Seasonal ARIMA: ``phi(L) Phi(L^s) ((1 - L)^d (1 - L^s)^D y_t - mean) = theta(L) Theta(L^s) scale e_t``.
+    """An ARIMA, with seasonal factors or without.
 
-    The differences are taken in the state, whose lags of ``y`` are exactly diffuse at the start: missing
-    values need no care, and the likelihood is that of the differenced series. For regressors add
-    :class:`Regression`, for measurement error :class:`Irregular`.
+    ``phi(L) Phi(L^s) ((1 - L)^d (1 - L^s)^D y_t - mean) = theta(L) Theta(L^s) scale e_t``. The differences
+    are taken in the state, whose lags of ``y`` are exactly diffuse at the start: missing values need no care,
+    and the likelihood is that of the differenced series. For regressors add :class:`Regression`, for
+    measurement error :class:`Irregular`.
 
     Args:
         order: ``(p, d, q)``.
