@@ -11,12 +11,13 @@ years that they have not seen.
 ``make demo`` runs this page; the figures go to ``figures/``.
 """
 
-# needs: statsmodels
-
 # %%
 # The record
 # ----------
 # Monthly means of weekly measurements since 1958. Five months were never measured; they stay ``NaN``.
+
+# needs: statsmodels
+# sphinx_gallery_thumbnail_number = -1
 
 from pathlib import Path
 
@@ -91,6 +92,8 @@ for label in labels:
 # not. The moving one does not, is likelier by far, and foresees better, one month and five years
 # ahead. The sixty errors of one long forecast hang together, so that their coverage is a rough check
 # only. What each model leaves unexplained, a year apart above all:
+
+# sphinx_gallery_multi_image_block = "single"
 
 figures = Path("figures")
 figures.mkdir(exist_ok=True)

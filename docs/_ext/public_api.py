@@ -44,7 +44,7 @@ class PublicAPI(SphinxDirective):
         package = importlib.import_module(PACKAGE)
         self.env.note_dependency(package.__file__)
         face = public_names(package)
-        lines = []
+        groups: dict[str, dict[str, object]] = {}
         for prefix in self.arguments[0].split():
             home, names = PACKAGE, {k: v for k, v in face.items() if below(v, prefix)}
             if not names:
@@ -57,13 +57,17 @@ class PublicAPI(SphinxDirective):
                 continue
             page = self.env.metadata[self.env.docname]
             page["public_api"] = " ".join([page.get("public_api", ""), *names])
+            groups.setdefault(home, {}).update(names)
+        lines = []
+        for home, names in groups.items():
+            order = sorted(names, key=lambda name: inspect.isclass(names[name]))
             lines += [f".. currentmodule:: {home}", "", ".. autosummary::", "   :nosignatures:", ""]
-            lines += [f"   {name}" for name in names]
-            for name, value in names.items():
-                if inspect.isclass(value):
+            lines += [f"   {name}" for name in order]
+            for name in order:
+                if inspect.isclass(names[name]):
                     lines += ["", f".. autoclass:: {name}", "   :members:"]
                 else:
-                    kind = "autofunction" if callable(value) else "autodata"
+                    kind = "autofunction" if callable(names[name]) else "autodata"
                     lines += ["", f".. {kind}:: {name}"]
             lines.append("")
         return self.parse_text_to_nodes("\n".join(lines))
