@@ -31,10 +31,9 @@ jax.config.update("jax_enable_x64", True)  # float64, for the digits of the tabl
 
 co2 = ss.datasets.load("co2").resample("MS").mean().rename_axis("month")
 known, held_out = co2[:"1996"], co2["1997":]
-print(
-    f"{co2.attrs['title']}\n{len(known)} months to learn from, {known.isna().sum()} of them missing; "
-    f"{len(held_out)} held out"
-)
+print(co2.attrs["title"])
+print(f"{len(known)} months to learn from, {known.isna().sum()} of them missing")
+print(f"{len(held_out)} months held out")
 
 # %%
 # Two models
@@ -150,7 +149,7 @@ save("swing")
 drawn, years = swings(smoothed)
 growth = drawn[:, -5:].mean(axis=1) / drawn[:, :5].mean(axis=1) - 1
 low, high = np.quantile(growth, (0.05, 0.95))
-print(f"the swing grew by {growth.mean():.0%} ({low:.0%} to {high:.0%}) from 1959–63 to 1997–2001")
+print(f"the swing grew by {growth.mean():.0%} ({low:.0%} to {high:.0%}) from 1959–63 to 1997–01")
 
 # %%
 # The forecast
