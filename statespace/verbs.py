@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -241,7 +242,6 @@ def forecast(
         rows=jnp.asarray(rows),
         kind="smoothed",
         labels=labels,
-        state_names=_state_names(model),
         form=how["form"],
         parallel=how["parallel"],
     )
@@ -259,6 +259,7 @@ def _forecast(model: Any, series: Series, rows: Array, method: Kalman) -> tuple:
         "mean": smoothed.mean[rows],
         "covariance": smoothed.covariance[rows],
         "times": series.times[rows],
+        "state_names": _state_names(model),
     }
     return chain, how, state, mean[rows], covariance[rows]
 
@@ -266,57 +267,46 @@ def _forecast(model: Any, series: Series, rows: Array, method: Kalman) -> tuple:
 def _posterior(model: Any, data: Any, method: Kalman | None, kind: str) -> Any:
     method, data = _method(model, method), as_data(data)
     plain = data.drop_labels()
-    panel = isinstance(data, Panel)
-    (chain, how), fields = (_run_panel if panel else _run)(model, plain, method, kind)
-    posterior = GaussianPosterior(
-        **fields,
-        times=plain.times,
-        y=plain.channels,
-        chain=chain,
-        kind=kind,
-        labels=None if panel else data.labels,
-        state_names=_state_names(model),
-        form=how["form"],
-        parallel=how["parallel"],
-    )
-    if panel:
-        return PanelPosterior(posterior, model, plain.inputs, data.lengths, data.labels)
-    return with_components(model, posterior, plain.inputs)
+    if isinstance(data, Panel):
+        padded = _run_panel(model, plain, method, kind)
+        return PanelPosterior(padded, model, plain.inputs, data.lengths, data.labels)
+    return dataclasses.replace(_run(model, plain, method, kind), labels=data.labels)
 
 
-def _fields(model: Any, series: Series, method: Kalman, kind: str) -> tuple[Any, dict[str, Any]]:
+@eqx.filter_jit
+def _run(model: Any, series: Series, method: Kalman, kind: str) -> GaussianPosterior:
+    return with_components(model, _unlabelled(model, series, method, kind), series.inputs)
+
+
+@eqx.filter_jit
+def _run_panel(model: Any, panel: Panel, method: Kalman, kind: str) -> GaussianPosterior:
+    return jax.vmap(lambda series: _unlabelled(model, series, method, kind))(stacked(panel))
+
+
+def _unlabelled(model: Any, series: Series, method: Kalman, kind: Any) -> GaussianPosterior:
     chain, how = method.lower(model, series)
+    lag_one = None
     if kind == "smoothed":
         filtered, state = gaussian.filter_and_smooth(chain, **how)
         lag_one = state.lag_one
     else:
         filtered = state = gaussian.filter(chain, **how)
-        lag_one = None
-    return (chain, how), {
-        "mean": state.mean,
-        "covariance": state.covariance,
-        "lag_one": lag_one,
-        "log_likelihood": filtered.log_likelihood,
-        "pointwise": filtered.pointwise,
-        "predicted_mean": filtered.observation_mean,
-        "predicted_covariance": filtered.observation_covariance,
-    }
-
-
-_run = eqx.filter_jit(_fields)
-
-
-@eqx.filter_jit
-def _run_panel(model: Any, panel: Panel, method: Kalman, kind: str) -> tuple[Any, dict[str, Any]]:
-    how = {}
-
-    def one(series: Series) -> tuple[Any, dict[str, Any]]:
-        (chain, options), fields = _fields(model, series, method, kind)
-        how.update(options)
-        return chain, fields
-
-    chain, fields = jax.vmap(one)(stacked(panel))
-    return (chain, how), fields
+    return GaussianPosterior(
+        mean=state.mean,
+        covariance=state.covariance,
+        times=series.times,
+        log_likelihood=filtered.log_likelihood,
+        pointwise=filtered.pointwise,
+        predicted_mean=filtered.observation_mean,
+        predicted_covariance=filtered.observation_covariance,
+        y=series.channels,
+        lag_one=lag_one,
+        chain=chain,
+        kind=kind,
+        state_names=_state_names(model),
+        form=how["form"],
+        parallel=how["parallel"],
+    )
 
 
 def _method(model: Any, method: Kalman | None) -> Kalman:
@@ -331,7 +321,8 @@ def _method(model: Any, method: Kalman | None) -> Kalman:
 
 def _check_model(model: Any) -> None:
     for name in ("initial", "transition", "observation"):
-        if not hasattr(model, name):
+        # the class first: a property need not be computed to be there
+        if not (hasattr(type(model), name) or hasattr(model, name)):
             raise TypeError(
                 f"`model` must have the three attributes initial, transition and observation; "
                 f"{type(model).__name__} has no `{name}`."

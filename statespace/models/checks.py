@@ -26,7 +26,7 @@ def optional_scale(value: Any) -> Array | None:
     if value is None:
         return None
     value = as_array(value)
-    return None if known(value) and value.ndim == 0 and value == 0 else value
+    return None if known(value) and value.ndim == 0 and float(value) == 0 else value
 
 
 def known(value: Any) -> bool:
