@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,8 @@ from statespace.learners.table import entries, header, number, table
 from statespace.parameters import Frozen, parameters, supports
 from statespace.posterior import channel_names
 from statespace.series import Panel, Series
+
+Result = TypeVar("Result", bound="FitResult")
 
 
 class ConvergenceWarning(UserWarning):
@@ -206,7 +208,7 @@ class FitResult:
             f"log_likelihood={self.log_likelihood:.4f}, {state})"
         )
 
-    def warn_unless_converged(self) -> Self:
+    def warn_unless_converged(self: Result) -> Result:
         """Issue a :class:`ConvergenceWarning` if the learner did not converge; returns the result."""
         if not self.converged:
             warnings.warn(
