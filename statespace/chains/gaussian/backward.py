@@ -1,9 +1,12 @@
-"""The backward half of smoothing: each state given the next one, and the recursion through them.
+"""The backward half of smoothing.
 
-Given the data up to t, ``x_t = m_t + G_t (x_{t+1} - m_{t+1|t}) + N(0, C_t)`` (Rauch, Tung & Striebel
-1965). The smoothed covariances ``C_t + G_t P_{t+1} G_t^T`` are sums of positive semi-definite terms. The
-adjoint of the likelihood gives them as ``P - P N P``, whose absolute error grows with the square of
-``P``: under a prior variance of 10^7 nothing is left of it in float32, and one digit in float64.
+Two ways lead to the smoothed states, and each loses its digits where the other keeps them. The adjoint
+of the likelihood gives ``P - P N P`` (de Jong 1989), whose absolute error grows with the square of
+``P``: under a prior variance of 10^7 nothing is left of it in float32, and one digit in float64. The law
+of each state given the next one, ``x_t = m_t + G_t (x_{t+1} - m_{t+1|t}) + N(0, C_t)`` (Rauch, Tung &
+Striebel 1965), gives sums of positive terms; but ``G`` is undetermined where ``P`` is far below the noise
+of the transition, as in an autoregression that is observed exactly. So the first is taken at every
+moment where it does not cancel, and the second at the others.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from jaxtyping import Array, Float
 from statespace.chains.associative import prefix_scan
 from statespace.chains.batching import batch_last
 from statespace.chains.gaussian import algebra as la
-from statespace.chains.gaussian.covariances import scan_moments, vmap_moments
-from statespace.chains.gaussian.forward import Forward, covariances
-from statespace.chains.gaussian.means import compose
+from statespace.chains.gaussian.covariances import _root, scan_moments, vmap_moments
+from statespace.chains.gaussian.forward import Forward, absorb_mask, covariances, pulls
+from statespace.chains.gaussian.means import Adjoint, adjoint_pass, compose
 from statespace.chains.gaussian.types import Chain, Form
 
 
@@ -35,66 +38,84 @@ class States(NamedTuple):
 
 def backward_pass(chain: Chain, run: Forward, form: Form, parallel: bool) -> States:
     """All smoothed states, from what the forward pass left."""
-    last = covariances(run.gains.filtered[-1:], form)
+    back = _adjoint(chain, run, form, parallel)
+    states, trusted = _by_adjoint(chain, run, back, form)
     if run.means.filtered.shape[0] == 1:
-        return States(run.means.filtered, last, jnp.zeros((0, *last.shape[1:]), last.dtype))
-    gain, spread = _kernels(chain, run, form)
-    if parallel:
-        end = (jnp.zeros_like(gain[:1]), last)
-        elements = jax.tree.map(lambda x, e: jnp.concatenate([x, e]), (gain, spread), end)
-        covariance = prefix_scan(_compose_covariances, elements, reverse=True)[1]
-    else:
-        covariance = _sequential_covariances(gain.shape[0])(last[0], gain, spread)
-    lag_one = vmap_moments(la.matmul, gain, covariance[1:])
-    return States(_columns(run, gain, parallel), covariance, lag_one)
+        return states
+
+    def mixed(states: States) -> States:
+        gain, spread = _kernels(chain, run, form)
+        keep = trusted[:-1, None, None]
+        # where the adjoint is trusted its result stands: a kernel without gain
+        used, spread = jnp.where(keep, 0, gain), jnp.where(keep, states.covariance[:-1], spread)
+        covariance = _covariances(states.covariance[-1], used, spread, parallel)
+        columns = jnp.where(keep, states.columns[:-1], run.means.filtered[:-1])
+        columns = _columns(states.columns[-1], used, columns, run.means.predicted[1:], parallel)
+        lag_one = vmap_moments(la.matmul, gain, covariance[1:])
+        return States(columns, covariance, jnp.where(keep, states.lag_one, lag_one))
+
+    return jax.lax.cond(jnp.all(trusted), lambda s: s, mixed, states)
 
 
 def smoothed_columns(chain: Chain, run: Forward, form: Form, parallel: bool) -> Array:
     """Smoothed means alone, with their diffuse columns."""
-    if run.means.filtered.shape[0] == 1:
-        return run.means.filtered
-    return _columns(run, _kernels(chain, run, form)[0], parallel)
+    return backward_pass(chain, run, form, parallel).columns
+
+
+def _adjoint(chain: Chain, run: Forward, form: Form, parallel: bool) -> Adjoint:
+    pull = pulls(absorb_mask(chain, form), run)
+    return adjoint_pass(
+        chain.transitions.matrix, pull.closed, pull.mean, pull.information, parallel
+    )
+
+
+def _by_adjoint(chain: Chain, run: Forward, back: Adjoint, form: Form) -> tuple[States, Array]:
+    """States from ``m + P r`` and ``P - P N P``, and whether little cancels in them, for each moment."""
+    filtered = covariances(run.gains.filtered, form)
+    predicted = covariances(run.gains.predicted, form)
+    limit = jnp.finfo(filtered.dtype).eps ** -0.25
+
+    def moment(m: Array, p: Array, r: Array, n: Array) -> tuple[Array, Array, Array]:
+        covariance = p - la.sandwich(p, n)
+        # the size of the terms that are subtracted; their rounding is that of the difference
+        size = jnp.sum(la.matmul(jnp.abs(p), jnp.abs(n)) * jnp.abs(p).T, axis=1)
+        fine = (size <= limit * jnp.diagonal(covariance)) | (size == 0)
+        return m + la.matmul(p, r), covariance, jnp.all(fine)
+
+    def lag(f: Array, p: Array, n: Array, following: Array) -> Array:
+        pf = la.matmul_t(p, f)
+        return pf - la.matmul(pf, la.matmul(n, following))
+
+    columns, covariance, trusted = vmap_moments(
+        moment, run.means.filtered, filtered, back.mean_after, back.information_after
+    )
+    lag_one = jnp.zeros((0, *covariance.shape[1:]), covariance.dtype)
+    if len(covariance) > 1:
+        f = chain.transitions.matrix
+        lag_one = vmap_moments(lag, f, filtered[:-1], back.information[1:], predicted[1:])
+    return States(columns, covariance, lag_one), trusted
+
+
+def _covariances(last: Array, gain: Array, spread: Array, parallel: bool) -> Array:
+    """``C_t + G_t P_{t+1} G_t^T``, from the end."""
+    if not parallel:
+        return _sequential_covariances(gain.shape[0])(last, gain, spread)
+    end = (jnp.zeros_like(gain[:1]), last[None])
+    elements = jax.tree.map(lambda x, e: jnp.concatenate([x, e]), (gain, spread), end)
+    return prefix_scan(_compose_covariances, elements, reverse=True)[1]
 
 
 def _kernels(chain: Chain, run: Forward, form: Form) -> tuple[Array, Array]:
     """``G_t`` and ``C_t`` for every moment but the last."""
-    f, g = chain.transitions, run.gains
-    kernel = _kernel_sqrt if form == "sqrt" else _kernel_covariance
-    return vmap_moments(kernel, g.filtered[:-1], f.matrix, f.noise, g.predicted[1:])
+    f, filtered = chain.transitions, run.gains.filtered[:-1]
+    noise = f.noise
+    if form == "covariance":
+        filtered, noise = jax.vmap(_root)(filtered), jax.vmap(_root)(noise)
+    return vmap_moments(_kernel, filtered, f.matrix, noise)
 
 
-def _kernel_covariance(p: Array, f: Array, q: Array, ahead: Array) -> tuple[Array, Array]:
-    """``G = P F^T (F P F^T + Q)^-`` and, in Joseph's form, ``(I - G F) P (I - G F)^T + G Q G^T``."""
-    fp = la.matmul(f, p)
-    gain = la.transpose(_solve_semidefinite(ahead, fp))
-    left = la.eye(p.shape[0], p) - la.matmul(gain, f)
-    return gain, la.sandwich(left, p) + la.sandwich(gain, q)
-
-
-def _solve_semidefinite(s: Array, b: Array) -> Array:
-    """``S^- b`` for a positive semi-definite S and b in its range."""
-    n = s.shape[0]
-    if n > la.UNROLLED:
-        factor = jnp.linalg.cholesky(s)
-        values, vectors = jnp.linalg.eigh(s)
-        # the eigenvalues bound what Cholesky can do: it is better conditioned where it exists
-        floor = n * jnp.finfo(s.dtype).eps * values[-1]
-        inverse = jnp.where(values > floor, 1 / jnp.where(values > floor, values, 1), 0)
-        singular = jnp.isnan(factor).any() | (values[0] <= floor)
-        safe = jnp.where(singular, jnp.eye(n, dtype=s.dtype), factor)
-        direct = la.solve_lower_t(safe, la.solve_lower(safe, b))
-        return jnp.where(singular, vectors @ (inverse[:, None] * (vectors.T @ b)), direct)
-    factor = la.semi_cholesky(s)
-    pivots = jnp.stack([factor[i, i] for i in range(n)])
-    dead = pivots == 0
-    # a dead pivot has a zero column; a one in its place and a zero right-hand side skip its coordinate
-    unit = la.eye(n, factor) * dead[:, None]
-    z = jnp.where(dead[:, None], 0, la.solve_lower(factor + unit, jnp.where(dead[:, None], 0, b)))
-    return jnp.where(dead[:, None], 0, la.solve_lower_t(factor + unit, z))
-
-
-def _kernel_sqrt(u: Array, f: Array, q: Array, _: Array) -> tuple[Array, Array]:
-    """The same from one triangularisation of ``[[F U, L], [U, 0]]``, which subtracts nothing.
+def _kernel(u: Array, f: Array, q: Array) -> tuple[Array, Array]:
+    """``G`` and ``C`` from one triangularisation of ``[[F U, L], [U, 0]]``, which subtracts nothing.
 
     A coordinate that is predicted without error gets an error of the size of rounding, or of one where it is
     constant: its gain then multiplies a deviation that is zero.
@@ -133,11 +154,10 @@ def _compose_covariances(first: tuple, second: tuple) -> tuple[Array, Array]:
     return la.matmul(g2, g1), la.sandwich(g2, c1) + c2
 
 
-def _columns(run: Forward, gain: Array, parallel: bool) -> Array:
+def _columns(last: Array, gain: Array, filtered: Array, ahead: Array, parallel: bool) -> Array:
     """``m_t + G_t (x_{t+1} - m_{t+1|t})``, from the end."""
-    filtered, ahead = run.means.filtered, run.means.predicted[1:]
     if not parallel:
-        return _sequential_columns(gain.shape[0])(filtered[-1], gain, filtered[:-1], ahead)
+        return _sequential_columns(gain.shape[0])(last, gain, filtered, ahead)
     maps = jnp.concatenate([gain, jnp.zeros_like(gain[:1])])
 
     def solve(shift: Array) -> Array:
@@ -146,11 +166,11 @@ def _columns(run: Forward, gain: Array, parallel: bool) -> Array:
     def step(g: Array, m: Array, p: Array, after: Array) -> Array:
         return m + la.matmul(g, after - p)
 
-    start = filtered[:-1] - vmap_moments(la.matmul, gain, ahead)
-    columns = solve(jnp.concatenate([start, filtered[-1:]]))
+    start = filtered - vmap_moments(la.matmul, gain, ahead)
+    columns = solve(jnp.concatenate([start, last[None]]))
     # one round of refinement recovers what cancels in the products of gains
-    gap = vmap_moments(step, gain, filtered[:-1], ahead, columns[1:]) - columns[:-1]
-    return columns + solve(jnp.concatenate([gap, jnp.zeros_like(filtered[-1:])]))
+    gap = vmap_moments(step, gain, filtered, ahead, columns[1:]) - columns[:-1]
+    return columns + solve(jnp.concatenate([gap, jnp.zeros_like(last)[None]]))
 
 
 @cache

@@ -45,8 +45,7 @@ def covariance_pass(chain: Chain, form: Form, parallel: bool) -> Gains:
     steps = length(chain)
     if parallel:
         return _parallel(chain, form)
-    steady = is_constant(chain) and steps > 2 * _CHUNK
-    run = _sequential(kind, form, steps, steady)
+    run = covariance_loop(kind, form, steps, is_constant(chain))
     f = chain.transitions
     return Gains(*run(chain.initial.noise, f.matrix, f.noise, *potential))
 
@@ -114,7 +113,15 @@ def predict(p: Array, f: Array, q: Array, form: Form) -> Array:
 
 
 @cache
-def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..., Any]:
+def covariance_loop(kind: type, form: Form, steps: int, steady: bool) -> Callable[..., Any]:
+    """The sequential recursion ``(P_0, F, Q, H, R) -> Gains``.
+
+    Args:
+        kind: Observed, or Sites (then a precision stands for H and R).
+        form: what the arrays of noise are.
+        steps: the number of moments.
+        steady: whether the arrays are constant in time, so that the recursion may stop on convergence.
+    """
     one = update(kind, form)
 
     def moment(p: Array, f: Array, q: Array, h: Array, r: Array) -> tuple[Array, Gains]:
@@ -123,12 +130,12 @@ def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..
 
     def plain(p0: Array, f: Array, q: Array, h: Array, r: Array) -> Gains:
         arrays = (pad_last(f, steps), pad_last(q, steps), h, r)
-        p0 = _full_carry(p0, f, q, h, r, form)
+        p0 = full_carry(p0, form, *_shape(p0, f, q, h, r))
         return scan_moments(lambda p, at: moment(p, *at), p0, arrays, steps)[1]
 
     def until_converged(p0: Array, f: Array, q: Array, h: Array, r: Array) -> Gains:
         at = (f[0], q[0], h[0], r[0])
-        p0 = _full_carry(p0, f, q, h, r, form)
+        p0 = full_carry(p0, form, *_shape(p0, f, q, h, r))
         chunks = min(-(-steps // _CHUNK), max(8, _BUFFER // (_CHUNK * p0.size)))
 
         def chunk(state: tuple) -> tuple:
@@ -162,7 +169,7 @@ def _sequential(kind: type, form: Form, steps: int, steady: bool) -> Callable[..
         )
 
     batched = batch_last(plain, small)
-    if not steady:
+    if not steady or steps <= 2 * _CHUNK:
         return batched
     return _with_fallback(until_converged, batched, plain)
 
@@ -198,13 +205,17 @@ def _same(old: Array, new: Array, form: Form) -> Array:
     return jnp.all(jnp.abs(new - old) <= 4 * jnp.finfo(new.dtype).eps * size)
 
 
-def _full_carry(p0: Array, f: Array, q: Array, h: Array, r: Array, form: Form) -> Array:
+def full_carry(p0: Array, form: Form, batch: tuple[int, ...], dtype: Any) -> Array:
     """The first covariance in the shape that the recursion keeps: square, with all trailing axes."""
     if form == "sqrt" and p0.shape[1] != p0.shape[0]:
         p0 = la.tria(p0)
-    batch = jnp.broadcast_shapes(p0.shape[2:], *(a.shape[3:] for a in (f, q, h, r)))
-    dtype = jnp.result_type(p0, f, q, h, r)
     return jnp.broadcast_to(p0, (*p0.shape[:2], *batch)).astype(dtype)
+
+
+def _shape(p0: Array, *arrays: Array) -> tuple[tuple[int, ...], Any]:
+    """Trailing axes and dtype in which a recursion through these arrays runs."""
+    batch = jnp.broadcast_shapes(p0.shape[2:], *(a.shape[3:] for a in arrays))
+    return batch, jnp.result_type(p0, *arrays)
 
 
 def pad_last(x: Array, steps: int) -> Array:
@@ -225,8 +236,8 @@ def scan_moments(
     moving = [x for x, v in zip(leaves, varying, strict=True) if v]
 
     def body(carry: Any, at: list[Array]) -> tuple[Any, Any]:
-        at = iter(at)
-        now = [next(at) if v else x[0] for x, v in zip(leaves, varying, strict=True)]
+        turn = iter(at)
+        now = [next(turn) if v else x[0] for x, v in zip(leaves, varying, strict=True)]
         return step(carry, jax.tree.unflatten(tree, now))
 
     return jax.lax.scan(body, carry, moving, length=steps, reverse=reverse)
@@ -245,7 +256,8 @@ def _parallel(chain: Chain, form: Form) -> Gains:
     h, r = (p.precision, p.precision) if kind is Sites else (p.matrix, p.noise)
     one = update(kind, form)
     n = f.matrix.shape[1]
-    p0 = _full_carry(chain.initial.noise, f.matrix, f.noise, h, r, form)
+    p0 = chain.initial.noise
+    p0 = full_carry(p0, form, *_shape(p0, f.matrix, f.noise, h, r))
 
     def element(f: Array, q: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
         """The law of x_t given x_{t-1} and the potential at t, and what the potential says of x_{t-1}."""

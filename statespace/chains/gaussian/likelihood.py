@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian import diffuse
 from statespace.chains.gaussian.covariances import vmap_moments
+from statespace.chains.gaussian.evidence import evidence
 from statespace.chains.gaussian.forward import (
     Forward,
     absorb_mask,
@@ -41,8 +42,8 @@ def log_likelihood(
     covariance: it is finite at singular noise and known initial states. Forward and reverse mode, and
     derivatives of any order, are available.
     """
-    run = forward(chain, form, parallel)
-    return compensated_sum(run.constant) + diffuse.integrate(diffuse.total(run.gram)).log_evidence
+    constant, gram = evidence(chain, form, parallel)
+    return constant + diffuse.integrate(gram).log_evidence
 
 
 @log_likelihood.defjvp
