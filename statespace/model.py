@@ -24,7 +24,7 @@ class Step(NamedTuple):
         history: the last p observations, shape ``(p, m)``, newest first, or None.
     """
 
-    index: Int[Array, ""] | int
+    index: Int[Array, ""] | int  # type: ignore[assignment]  # not the method of tuples
     time: Float[Array, ""] | float
     dt: Float[Array, ""] | float
     inputs: Float[Array, " k"] | None = None
@@ -75,3 +75,34 @@ class Model(eqx.Module):
     initial: Conditional
     transition: Conditional
     observation: Conditional
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        TypeError: naming what is missing, and the remedy.
+    """
+    if isinstance(model, type):
+        raise TypeError(
+            f"`model` must be a model, got the class {model.__name__}: call it with its parameters to make "
+            "one."
+        )
+    for name in ("initial", "transition", "observation"):
+        # the class first: a property need not be computed to be there
+        if not (hasattr(type(model), name) or hasattr(model, name)):
+            held = "; it holds a model: pass its `.model`" if hasattr(model, "model") else ""
+            raise TypeError(
+                f"`model` must have the three attributes initial, transition and observation; "
+                f"{type(model).__name__} has no `{name}`{held}."
+            )
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is no PRNG key.
+
+    Raises:
+        TypeError: if it is not an array, such as a plain number.
+    """
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"`key` must be a PRNG key such as `jax.random.key(0)`, got {key!r}.")

@@ -37,7 +37,7 @@ class OnlineState(NamedTuple):
     covariance: Float[Array, "n n"]
     predicted_mean: Float[Array, " m"]
     log_likelihood: Float[Array, ""]
-    index: Int[Array, ""]
+    index: Int[Array, ""]  # type: ignore[assignment]  # not the method of tuples
     time: Float[Array, ""]
     columns: Float[Array, "n c"]
     spread: Float[Array, "n n"]

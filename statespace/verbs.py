@@ -17,6 +17,7 @@ from statespace.learners.likelihood import bare, stacked
 from statespace.learners.likelihood import log_likelihood as _log_likelihood
 from statespace.methods.kalman import Kalman
 from statespace.methods.lowering import at, steps_of
+from statespace.model import check_key, check_model
 from statespace.panels import PanelPosterior, with_components
 from statespace.posterior import Forecast, GaussianPosterior
 from statespace.prediction import merge, query
@@ -75,12 +76,14 @@ def simulate(
         times = np.arange(float(data)) if times is None else times
         series = Series.unobserved(times, inputs)
     else:
-        series = as_data(data, times, inputs)
-        if isinstance(series, Panel):
+        given = as_data(data, times, inputs)
+        if isinstance(given, Panel):
             raise TypeError(
                 "`simulate` draws one recording at a time: call it for each of a panel."
             )
-    _check_model(model)
+        series = given
+    check_model(model)
+    check_key(key)
     first = None if initial_state is None else jnp.asarray(initial_state)
     return Simulation(*_simulate(model, series.drop_labels(), key, first))
 
@@ -190,6 +193,7 @@ def sample_states(
     """
     if draws < 1:
         raise ValueError(f"`draws` must be positive, got {draws}.")
+    check_key(key)
     method, data = _method(model, method), bare(data)
     if isinstance(data, Panel):
         keys = jax.random.split(key, len(data))
@@ -285,10 +289,9 @@ def _run_panel(model: Any, panel: Panel, method: Kalman, kind: str) -> GaussianP
 
 def _unlabelled(model: Any, series: Series, method: Kalman, kind: Any) -> GaussianPosterior:
     chain, how = method.lower(model, series)
-    lag_one = None
+    state: Any
     if kind == "smoothed":
         filtered, state = gaussian.filter_and_smooth(chain, **how)
-        lag_one = state.lag_one
     else:
         filtered = state = gaussian.filter(chain, **how)
     return GaussianPosterior(
@@ -300,7 +303,7 @@ def _unlabelled(model: Any, series: Series, method: Kalman, kind: Any) -> Gaussi
         predicted_mean=filtered.observation_mean,
         predicted_covariance=filtered.observation_covariance,
         y=series.channels,
-        lag_one=lag_one,
+        lag_one=getattr(state, "lag_one", None),
         chain=chain,
         kind=kind,
         state_names=_state_names(model),
@@ -311,22 +314,12 @@ def _unlabelled(model: Any, series: Series, method: Kalman, kind: Any) -> Gaussi
 
 def _method(model: Any, method: Kalman | None) -> Kalman:
     """The method to use: the given one, or the exact one."""
-    _check_model(model)
+    check_model(model)
     if method is None:
         return Kalman()
     if not isinstance(method, Kalman):
         raise TypeError(f"`method` must be a method such as Kalman(), got {method!r}.")
     return method
-
-
-def _check_model(model: Any) -> None:
-    for name in ("initial", "transition", "observation"):
-        # the class first: a property need not be computed to be there
-        if not (hasattr(type(model), name) or hasattr(model, name)):
-            raise TypeError(
-                f"`model` must have the three attributes initial, transition and observation; "
-                f"{type(model).__name__} has no `{name}`."
-            )
 
 
 def _state_names(model: Any) -> tuple[str, ...] | None:

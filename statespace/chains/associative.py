@@ -20,7 +20,7 @@ def prefix_scan(
     ``combine(earlier, later)`` acts on single elements; with ``reverse`` the scan runs from the end, and the
     element nearer the end is the earlier one. On an accelerator this is :func:`jax.lax.associative_scan` over
     all elements. On CPU, where its unrolled levels buy no speed and cost minutes of compile time, it scans
-    inside blocks, and associatively over the blocks.
+    inside all blocks at once, and then over the blocks: three copies of ``combine`` in the whole program.
     """
     many = jax.vmap(combine)
     total = jax.tree.leaves(elements)[0].shape[0]
@@ -39,14 +39,8 @@ def prefix_scan(
         elements,
     )
 
-    def step(carry: Elements, new: Elements) -> tuple[Elements, Elements]:
-        out = many(carry, new)
-        return out, out
-
-    first = jax.tree.map(lambda x: x[0], blocks)
-    last, inside = jax.lax.scan(step, first, jax.tree.map(lambda x: x[1:], blocks))
-    inside = jax.tree.map(lambda f, x: jnp.concatenate([f[None], x]), first, inside)
-    before = jax.lax.associative_scan(many, last)  # prefix over whole blocks, inclusive
+    inside = _running(many, blocks)
+    before = _running(combine, jax.tree.map(lambda x: x[-1], inside))  # over whole blocks
     rest = jax.vmap(jax.vmap(combine))(
         jax.tree.map(lambda b: jnp.broadcast_to(b[:-1], (size, _BLOCKS - 1, *b.shape[1:])), before),
         jax.tree.map(lambda x: x[:, 1:], inside),
@@ -57,3 +51,15 @@ def prefix_scan(
         return flip(x.reshape(size * _BLOCKS, *x.shape[2:])[:total])
 
     return jax.tree.map(join, inside, rest)
+
+
+def _running(combine: Callable[[Elements, Elements], Elements], elements: Elements) -> Elements:
+    """The same prefixes one after the other, in a loop."""
+
+    def step(carry: Elements, new: Elements) -> tuple[Elements, Elements]:
+        out = combine(carry, new)
+        return out, out
+
+    first = jax.tree.map(lambda x: x[0], elements)
+    _, later = jax.lax.scan(step, first, jax.tree.map(lambda x: x[1:], elements))
+    return jax.tree.map(lambda f, x: jnp.concatenate([f[None], x]), first, later)

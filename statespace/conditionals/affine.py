@@ -224,7 +224,7 @@ def _check_affine(kernel: AffineGaussian) -> None:
         return
     d_out = kernel.matrix.shape[0]
     known = kernel.offset is not None and not callable(kernel.offset)
-    if known and jnp.shape(kernel.offset) not in ((), (d_out,)):
+    if known and jnp.shape(kernel.offset) != () and jnp.shape(kernel.offset) != (d_out,):
         raise ValueError(
             f"`offset` of AffineGaussian must have shape ({d_out},) to go with a matrix of shape "
             f"{kernel.matrix.shape}, got {jnp.shape(kernel.offset)}."

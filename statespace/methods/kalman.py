@@ -114,7 +114,7 @@ def observed(sees: AffineGaussian, noise: Array, series: Series) -> gaussian.Obs
     return gaussian.Observed(sees.matrix, sees.offset, noise, jnp.where(mask, y, 0), mask)
 
 
-def noise(law: Gaussian | AffineGaussian, form: gaussian.Form) -> Array:
+def noise(law: Any, form: gaussian.Form) -> Array:
     """The noise of one conditional as the form wants it."""
     if form == "covariance":
         if law.covariance is not None:

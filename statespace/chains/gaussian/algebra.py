@@ -8,6 +8,10 @@ calls, which take no trailing axes (:func:`statespace.chains.batching.batch_last
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
@@ -25,6 +29,10 @@ def _few(rows: int, inner: int, columns: int) -> bool:
     return inner <= 2 * UNROLLED and rows * inner * columns <= 2 * UNROLLED**3
 
 
+def _sum(terms: Iterable[Array]) -> Array:
+    return reduce(operator.add, terms)
+
+
 def transpose(a: Array) -> Array:
     """``A^T``."""
     return jnp.swapaxes(a, 0, 1)
@@ -39,21 +47,21 @@ def matmul(a: Array, b: Array) -> Array:
     """``A B``."""
     if not _few(a.shape[0], a.shape[1], b.shape[1]):
         return a @ b
-    return sum(a[:, j, None] * b[None, j] for j in range(a.shape[1]))
+    return _sum(a[:, j, None] * b[None, j] for j in range(a.shape[1]))
 
 
 def matmul_t(a: Array, b: Array) -> Array:
     """``A B^T``."""
     if not _few(a.shape[0], a.shape[1], b.shape[0]):
         return a @ b.T
-    return sum(a[:, j, None] * b[None, :, j] for j in range(a.shape[1]))
+    return _sum(a[:, j, None] * b[None, :, j] for j in range(a.shape[1]))
 
 
 def t_matmul(a: Array, b: Array) -> Array:
     """``A^T B``."""
     if not _few(a.shape[1], a.shape[0], b.shape[1]):
         return a.T @ b
-    return sum(a[j, :, None] * b[j, None] for j in range(a.shape[0]))
+    return _sum(a[j, :, None] * b[j, None] for j in range(a.shape[0]))
 
 
 def sandwich(a: Array, p: Array) -> Array:
@@ -125,11 +133,9 @@ def solve_lower_t(l: Array, b: Array) -> Array:
 
 def log_diagonal(l: Array) -> Array:
     """``sum_i log L_ii``."""
-    return (
-        sum(jnp.log(l[i, i]) for i in range(l.shape[0]))
-        if _small(l)
-        else jnp.sum(jnp.log(jnp.diagonal(l)))
-    )
+    if not _small(l):
+        return jnp.sum(jnp.log(jnp.diagonal(l)))
+    return _sum(jnp.log(l[i, i]) for i in range(l.shape[0]))
 
 
 @jax.custom_jvp

@@ -73,21 +73,29 @@ def _by_adjoint(chain: Chain, run: Forward, back: Adjoint, form: Form) -> tuple[
     """States from ``m + P r`` and ``P - P N P``, and whether little cancels in them, for each moment."""
     filtered = covariances(run.gains.filtered, form)
     predicted = covariances(run.gains.predicted, form)
-    limit = jnp.finfo(filtered.dtype).eps ** -0.25
+    eps = jnp.finfo(filtered.dtype).eps
+    # below this share of the predicted variance a filtered variance is nothing but rounding
+    noise = 1e3 * (eps if form == "covariance" else eps**2)
 
-    def moment(m: Array, p: Array, r: Array, n: Array) -> tuple[Array, Array, Array]:
+    def moment(m: Array, p: Array, before: Array, r: Array, n: Array) -> tuple[Array, Array, Array]:
         covariance = p - la.sandwich(p, n)
         # the size of the terms that are subtracted; their rounding is that of the difference
         size = jnp.sum(la.matmul(jnp.abs(p), jnp.abs(n)) * jnp.abs(p).T, axis=1)
-        fine = (size <= limit * jnp.diagonal(covariance)) | (size == 0)
-        return m + la.matmul(p, r), covariance, jnp.all(fine)
+        fine = size <= eps**-0.25 * jnp.diagonal(covariance)
+        nothing = jnp.diagonal(p) <= noise * jnp.diagonal(before)
+        return m + la.matmul(p, r), covariance, jnp.all(fine | nothing)
 
     def lag(f: Array, p: Array, n: Array, following: Array) -> Array:
         pf = la.matmul_t(p, f)
         return pf - la.matmul(pf, la.matmul(n, following))
 
     columns, covariance, trusted = vmap_moments(
-        moment, run.means.filtered, filtered, back.mean_after, back.information_after
+        moment,
+        run.means.filtered,
+        filtered,
+        predicted,
+        back.mean_after,
+        back.information_after,
     )
     lag_one = jnp.zeros((0, *covariance.shape[1:]), covariance.dtype)
     if len(covariance) > 1:

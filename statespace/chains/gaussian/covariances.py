@@ -253,7 +253,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
     """
     f, p, steps = chain.transitions, chain.potentials, length(chain)
     kind = Sites if isinstance(p, Sites) else Observed
-    h, r = (p.precision, p.precision) if kind is Sites else (p.matrix, p.noise)
+    h, r = (p.precision, p.precision) if isinstance(p, Sites) else (p.matrix, p.noise)
     one = update(kind, form)
     n = f.matrix.shape[1]
     p0 = chain.initial.noise
@@ -298,9 +298,9 @@ def _parallel(chain: Chain, form: Form) -> Gains:
         predicted = jnp.concatenate(
             [predicted, vmap_moments(ahead, filtered[:-1], f.matrix, f.noise)]
         )
-    updates = vmap_moments(one, predicted, h, r)
-    ahead = vmap_moments(la.matmul, pad_last(f.matrix, steps), updates[1])
-    return Gains(predicted, *updates, ahead)
+    filtered, gain, factor = vmap_moments(one, predicted, h, r)
+    ahead = vmap_moments(la.matmul, pad_last(f.matrix, steps), gain)
+    return Gains(predicted, filtered, gain, factor, ahead)
 
 
 def vmap_moments(function: Callable, *arrays: Array) -> Any:

@@ -29,7 +29,7 @@ from statespace.chains.gaussian.covariances import (
 )
 from statespace.chains.gaussian.forward import (
     LOG_2PI,
-    absorb_mask,
+    absorb,
     columns,
     compensated_sum,
     forward,
@@ -57,11 +57,11 @@ def evidence(
         run = forward(chain, form, parallel)
         return compensated_sum(run.constant), compensated_sum(run.gram)
     steps, masked = length(chain), p.mask is not None
-    run = _evidence(form, steps, masked, is_constant(chain))
+    total = _evidence(form, steps, masked, is_constant(chain))
     mask = jnp.ones((1, 1), p.value.dtype) if p.mask is None else p.mask.astype(p.value.dtype)
     residual = p.value - p.offset
     law = (chain.initial.noise, f.matrix, f.noise, p.matrix, p.noise, mask)
-    return run(*law, columns(chain), f.offset, residual)
+    return total(*law, columns(chain), f.offset, residual)
 
 
 @cache
@@ -152,13 +152,10 @@ def _evidence(form: Form, steps: int, masked: bool, constant: bool) -> Callable[
         if any(batched[:6]):
             return jax.vmap(own, in_axes=axes)(*args), (True, True)
         p0, f, q, h, r, mask, mean, b, residual = args
-        chain = Chain(
-            Initial(unbatched[6][:, 0], p0),
-            Transitions(f, unbatched[7], q),
-            Observed(h, jnp.zeros((1, h.shape[1])), r, unbatched[8], mask != 0 if masked else None),
-        )
-        seen = absorb_mask(chain, form)
-        h, r = seen.potentials.matrix, seen.potentials.noise
+        if masked:
+            # the values are not looked at here, only what is missing
+            seen = absorb(Observed(h, h[:, :, 0], r, unbatched[8], mask != 0), form)
+            h, r = seen.matrix, seen.noise
         gains = Gains(*covariance_loop(Observed, form, steps, constant)(p0, f, q, h, r))
         log_scale = jax.vmap(la.log_diagonal)(gains.factor)
         whiten = jax.vmap(lambda l: la.solve_lower(l, la.eye(l.shape[0], l)))(gains.factor)

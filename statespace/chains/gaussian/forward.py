@@ -31,22 +31,26 @@ class Forward(NamedTuple):
 
 
 def absorb_mask(chain: Chain, form: Form) -> Chain:
-    """The same chain with missing entries turned into unit-noise observations of nothing.
-
-    A masked entry gets a zero row of ``H``, a zero residual and unit noise independent of the rest: its gain
-    is zero and its log density a constant, which :func:`forward` leaves out.
-    """
+    """The same chain with missing entries turned into observations of nothing: see :func:`absorb`."""
     p = chain.potentials
-    if isinstance(p, Sites) or p.mask is None:
-        return chain
+    return chain if isinstance(p, Sites) else chain._replace(potentials=absorb(p, form))
+
+
+def absorb(p: Observed, form: Form) -> Observed:
+    """Potentials without a mask: a missing entry observes nothing, with unit noise.
+
+    It gets a zero row of ``H``, a zero residual and noise independent of the rest: its gain is zero and its
+    log density a constant, which :func:`forward` leaves out.
+    """
+    if p.mask is None:
+        return p
     seen = p.mask
-    masked = Observed(
+    return Observed(
         matrix=jnp.where(seen[..., None], p.matrix, 0),
         offset=jnp.where(seen, p.offset, 0),
         noise=vmap_moments(lambda r, seen: mask_noise(r, seen, form), p.noise, seen),
         value=jnp.where(seen, p.value, 0),
     )
-    return chain._replace(potentials=masked)
 
 
 def mask_noise(r: Float[Array, "m k"], seen: Bool[Array, " m"], form: Form) -> Array:

@@ -14,6 +14,7 @@ from statespace.chains.gaussian.covariances import vmap_moments
 from statespace.chains.gaussian.evidence import evidence
 from statespace.chains.gaussian.forward import (
     Forward,
+    absorb,
     absorb_mask,
     compensated_sum,
     covariances,
@@ -95,7 +96,7 @@ def value_and_score(
     gradient = Chain(
         _initial_score(chain, back, form),
         _transition_score(chain, back, filtered, state, form),
-        _potential_score(chain, masked, run, back, flat, state, filtered, form),
+        _potential_score(chain, run, back, flat, state, filtered, form),
     )
     return value, gradient
 
@@ -148,7 +149,6 @@ def _transition_score(
 
 def _potential_score(
     chain: Chain,
-    masked: Chain,
     run: Forward,
     back: Adjoint,
     flat: diffuse.Flat,
@@ -187,7 +187,7 @@ def _potential_score(
         return _noise_score(0.5 * (_outer(e, e) - curvature), r, form)
 
     g = run.gains
-    h, r = masked.potentials.matrix, p.noise
+    h, r = absorb(p, form).matrix, p.noise
     by_matrix = vmap_moments(
         matrix, e, state, g.factor, h, g.gain, back.information_after, predicted
     )

@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     gain: Float[Array, "n m"]
     factor: Float[Array, "m m"]
     design: Float[Array, "m n"]
-    count: Array
+    entries: Array
 
 
 def gains(
@@ -54,5 +54,5 @@ def evidence(
     """The mean half of an update: filtered columns, and the log-density terms of :class:`Forward`."""
     innovation = first_column(residual, columns.shape[1]) - la.matmul(seen.design, columns)
     white = la.solve_lower(seen.factor, innovation)
-    constant = -la.log_diagonal(seen.factor) - 0.5 * LOG_2PI * seen.count
+    constant = -la.log_diagonal(seen.factor) - 0.5 * LOG_2PI * seen.entries
     return columns + la.matmul(seen.gain, innovation), constant, la.t_matmul(white, white)
