@@ -33,6 +33,7 @@ from statespace.models.tracking import (
     OrnsteinUhlenbeck,
 )
 from statespace.online import Online, OnlineState, online
+from statespace.panels import PanelPosterior
 from statespace.parameters import (
     constant,
     constrain,
@@ -92,6 +93,7 @@ __all__ = [
     "OnlineState",
     "OrnsteinUhlenbeck",
     "Panel",
+    "PanelPosterior",
     "PosteriorResult",
     "Regression",
     "Score",

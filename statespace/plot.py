@@ -15,6 +15,8 @@ from statespace import canvas
 from statespace.arviz import require_arviz
 from statespace.canvas import ACCENT, DATA, FAINT, MAIN
 from statespace.diagnostics import autocorrelation, ljung_box, standardised_errors, trim
+from statespace.panels import PanelPosterior
+from statespace.posterior import Forecast, GaussianPosterior
 from statespace.series import as_series
 
 __all__ = ["components", "diagnostics", "draws", "filtered", "forecast", "smoothed"]
@@ -42,6 +44,7 @@ def smoothed(
 
     Raises:
         ImportError: if matplotlib is not installed.
+        TypeError: if ``posterior`` is no posterior.
         ValueError: if a name is not that of a state, or ``axes`` are too few.
 
     Example:
@@ -86,11 +89,13 @@ def forecast(
 
     Raises:
         ImportError: if matplotlib is not installed.
+        TypeError: if ``forecast`` is no forecast.
         ValueError: if ``axes`` are too few.
 
     Example:
         >>> ss.plot.forecast(ss.forecast(model, train, steps=10), train, actual=test)
     """
+    _require(forecast, Forecast, "forecast")
     names = forecast.names
     panels = canvas.panels(len(names), axes, height=2.6)
     x = canvas.positions(forecast.times, forecast.labels)
@@ -123,8 +128,10 @@ def components(posterior: Any, *, level: float = 0.9, axes: Any = None) -> Any:
 
     Raises:
         ImportError: if matplotlib is not installed.
+        TypeError: if ``posterior`` is no posterior.
         ValueError: if the model names no parts, or ``axes`` are too few.
     """
+    _require(posterior, GaussianPosterior, "posterior")
     if not posterior.components:
         raise ValueError(
             "the model names no components to plot; a sum of structural parts, such as "
@@ -215,6 +222,7 @@ def _bands(
     posterior: Any, data: Any, level: Any, states: bool | Sequence[str], axes: Any, word: str
 ) -> Any:
     """Bands of the signal over the data, or of the states."""
+    _require(posterior, GaussianPosterior, "posterior")
     levels = np.atleast_1d(level)
     law = posterior if states else posterior.signal
     chosen = list(range(len(law.names)))
@@ -234,6 +242,15 @@ def _bands(
         canvas.band(ax, x, np.asarray(law.mean)[:, i], _nested(law, i, levels), word)
         canvas.dress(ax, posterior.labels, law.names[i])
     return canvas.finish(panels, axes)
+
+
+def _require(result: Any, kind: type, name: str) -> None:
+    if not isinstance(result, kind):
+        verb = "`forecast`" if kind is Forecast else "`smooth` or `filter`"
+        panel = "; draw its recordings one by one" if isinstance(result, PanelPosterior) else ""
+        raise TypeError(
+            f"`{name}` must be what {verb} returns, got {type(result).__name__}{panel}."
+        )
 
 
 def _nested(law: Any, i: int, levels: Any) -> list[tuple[Any, float]]:

@@ -16,6 +16,7 @@ def query(series: Series, steps: int | None, times: Any, inputs: Any) -> Series:
     """The moments asked for, as a recording of nothing, labelled like the data.
 
     Raises:
+        TypeError: if ``steps`` is no whole number.
         ValueError: unless exactly one of ``steps`` and ``times`` is given; if ``steps`` is not positive or
             the data's times are irregular; if inputs are missing, superfluous or of the wrong length.
     """
@@ -25,6 +26,8 @@ def query(series: Series, steps: int | None, times: Any, inputs: Any) -> Series:
         )
     labels = series.labels
     if steps is not None:
+        if not isinstance(steps, (int, np.integer)):
+            raise TypeError(f"`steps` must be a whole number, got {steps!r}.")
         if steps < 1:
             raise ValueError(f"`steps` must be positive, got {steps}.")
         if series.dt is None:

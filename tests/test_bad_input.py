@@ -304,6 +304,41 @@ REFUSED = {
         ValueError,
         r"`time` must be after .*2\.0, got 1\.0",
     ),
+    "steps that are no whole number": (
+        lambda: ss.forecast(model(), Y, 2.5),
+        TypeError,
+        r"`steps` must be a whole number, got 2\.5",
+    ),
+    "a class in place of a model": (
+        lambda: ss.fit(ss.LocalLevel, Y),
+        TypeError,
+        r"`model` must be a model, got the class LocalLevel: call it",
+    ),
+    "a fit in place of its model": (
+        lambda: ss.smooth(ss.fit(ss.LocalLevel(1.0, 1.0), Y), Y),
+        TypeError,
+        r"FitResult has no `initial`; it holds a model: pass its `\.model`",
+    ),
+    "a number in place of a key": (
+        lambda: ss.simulate(model(), 3, key=0),
+        TypeError,
+        r"`key` must be a PRNG key such as `jax\.random\.key\(0\)`, got 0",
+    ),
+    "data in place of a posterior": (
+        lambda: ss.plot.smoothed(Y),
+        TypeError,
+        r"`posterior` must be what `smooth` or `filter` returns, got ndarray",
+    ),
+    "a posterior in place of a forecast": (
+        lambda: ss.plot.forecast(ss.smooth(model(), Y)),
+        TypeError,
+        r"`forecast` must be what `forecast` returns, got GaussianPosterior",
+    ),
+    "a model without parameters": (
+        lambda: ss.fit(ss.LocalLevel(), Y),
+        ValueError,
+        r"the model has no parameters; nothing is to learn",
+    ),
     "an interval that is none": (
         lambda: ss.online(model(), dt=-1.0),
         ValueError,

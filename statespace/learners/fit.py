@@ -10,6 +10,7 @@ from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.priors import Priors
 from statespace.learners.result import FitResult
 from statespace.methods.kalman import Kalman
+from statespace.model import check_key, check_model
 from statespace.series import as_data
 
 
@@ -50,6 +51,9 @@ def fit(
     """
     start = model if isinstance(model, FitResult) else None
     model = model.model if isinstance(model, FitResult) else model
+    check_model(model)
+    if key is not None:
+        check_key(key)
     learner = MaximumLikelihood() if learner is None else learner
     if isinstance(learner, type) or not hasattr(learner, "fit"):
         raise TypeError(

@@ -105,7 +105,9 @@ def check_start(problem: Problem, learner: str) -> None:
         ValueError: naming the parameter.
     """
     if not problem.names:
-        raise ValueError(f"{learner}: every parameter of the model is frozen; nothing is to learn.")
+        known = parameters(problem.model)
+        what = "every parameter of the model is frozen" if known else "the model has no parameters"
+        raise ValueError(f"{learner}: {what}; nothing is to learn.")
     for name, value in free_values(problem).items():
         if not np.all(np.isfinite(value)):
             raise ValueError(
