@@ -54,8 +54,14 @@ def expected(case):
 
     out = []
     for name, direction in directions(problem):
-        out.append((name, direction, float(derivative(partial(moved, name, direction), 3e-4))))
+        step = 3e-3 if case == VAGUE else 3e-4
+        out.append((name, direction, float(derivative(partial(moved, name, direction), step))))
     return out
+
+
+VAGUE = "vague initial state"
+"""The case in which the oracle itself knows derivatives to about 1e-7 only: the differences of a likelihood
+whose covariances are of size 10^7 carry noise of 10^-6 at its usual step, 10^-7 at ten times that."""
 
 
 def combinations():
@@ -79,9 +85,10 @@ def test_gradient_in_every_array(case, form, parallel):
         # relative to the gradient's own size, so that a direction nearly orthogonal to it is no matter
         # A derivative may be zero (of a mean under a flat prior), or, under a vague prior, of size 1e-7
         # and come from terms of order one: then only its absolute error can be at rounding level.
-        floor = 1.0 if case == "vague initial state" else 1e-3
+        floor = 1.0 if case == VAGUE else 1e-3
         size = max(np.linalg.norm(got * direction), floor)
-        assert (got * direction).sum() == pytest.approx(slope, rel=1e-9, abs=1e-9 * size), name
+        rel = 5e-7 if case == VAGUE else 1e-9
+        assert (got * direction).sum() == pytest.approx(slope, rel=rel, abs=rel * size), name
     if mask is not None:
         assert (np.asarray(grad["y"])[~np.asarray(mask)] == 0).all()
 
