@@ -15,7 +15,7 @@ from statespace.chains.batching import batch_last
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.types import Chain, Form, Observed, Sites, is_constant, length
 
-_CHUNK = 16  # steps between two looks at whether the recursion has converged
+_CHUNK_SMALL, _CHUNK = 64, 16  # steps between two looks at whether the recursion has converged
 _BUFFER = (
     2**20
 )  # numbers that may be stored before it has; a chain that takes longer is run plainly
@@ -135,14 +135,20 @@ def covariance_loop(kind: type, form: Form, steps: int, steady: bool) -> Callabl
 
     def until_converged(p0: Array, f: Array, q: Array, h: Array, r: Array) -> Gains:
         at = (f[0], q[0], h[0], r[0])
+        few = max(f.shape[1], h.shape[1]) <= la.UNROLLED
+        size = _CHUNK_SMALL if few else _CHUNK
         p0 = full_carry(p0, form, *_shape(p0, f, q, h, r))
-        chunks = min(-(-steps // _CHUNK), max(8, _BUFFER // (_CHUNK * p0.size)))
+        chunks = min(-(-steps // size), max(8, _BUFFER // (size * p0.size)))
 
         def chunk(state: tuple) -> tuple:
             i, p, _, buffers = state
-            new, outs = jax.lax.scan(lambda p, _: moment(p, *at), p, None, length=_CHUNK)
+            if few:  # a loop that keeps the covariance alone is the smallest; the rest all at once
+                new, each = jax.lax.scan(lambda p, _: (moment(p, *at)[0], p), p, None, length=size)
+                outs = jax.vmap(lambda p: moment(p, *at)[1])(each)
+            else:
+                new, outs = jax.lax.scan(lambda p, _: moment(p, *at), p, None, length=size)
             buffers = jax.tree.map(
-                lambda b, o: jax.lax.dynamic_update_slice_in_dim(b, o, i * _CHUNK, 0), buffers, outs
+                lambda b, o: jax.lax.dynamic_update_slice_in_dim(b, o, i * size, 0), buffers, outs
             )
             return i + 1, new, _same(outs.predicted[-1], new, form), buffers
 
@@ -150,15 +156,15 @@ def covariance_loop(kind: type, form: Form, steps: int, steady: bool) -> Callabl
             return (state[0] < chunks) & ~state[2]
 
         shapes = jax.eval_shape(lambda p: moment(p, *at)[1], p0)
-        buffers = jax.tree.map(lambda s: jnp.zeros((chunks * _CHUNK, *s.shape), s.dtype), shapes)
+        buffers = jax.tree.map(lambda s: jnp.zeros((chunks * size, *s.shape), s.dtype), shapes)
         start = (0, p0, jnp.zeros((), bool), buffers)
         used, _, converged, buffers = jax.lax.while_loop(going, chunk, start)
-        index = jnp.minimum(jnp.arange(steps), used * _CHUNK - 1)
+        index = jnp.minimum(jnp.arange(steps), used * size - 1)
 
         def repeat_last() -> Gains:
             return jax.tree.map(lambda b: b[index], buffers)
 
-        if chunks * _CHUNK >= steps:
+        if chunks * size >= steps:
             return repeat_last()
         return jax.lax.cond(converged, repeat_last, lambda: plain(p0, f, q, h, r))
 
@@ -169,7 +175,7 @@ def covariance_loop(kind: type, form: Form, steps: int, steady: bool) -> Callabl
         )
 
     batched = batch_last(plain, small)
-    if not steady or steps <= 2 * _CHUNK:
+    if not steady or steps <= 2 * _CHUNK_SMALL:
         return batched
     return _with_fallback(until_converged, batched, plain)
 
