@@ -272,15 +272,21 @@ def _table(
     value = want.log_likelihood
     print(f"\naccuracy | {dtype} | {name} | T={len(y)} | log likelihood {value:.4f}")
     print(f"{'':38s} {'loglik':>9s} {'mean/sd':>9s} {'variance':>9s} {'NaN':>6s}")
+    import jax
+
     rows = []
     for column, function in filters(problem, y, dtype):
         if options.only and not any(part in column for part in options.only):
             continue
-        slow = column.endswith("parallel") and not column.startswith("statespace")
-        if slow and (name != PARALLEL_PEERS or dtype == np.float64 or options.quick):
+        if column.endswith("parallel") and (
+            name != PARALLEL_PEERS or dtype == np.float64 or options.quick
+        ):
             continue
+        ours = column.startswith("statespace")
         try:
-            row = errors(function(), want)
+            # peers mix their own constants in: give them a session of the precision in question
+            with jax.enable_x64(ours or dtype == np.float64):
+                row = errors(function(), want)
         except Exception as error:  # a peer that fails is a finding, not the end of the run
             print(f"{column:38s} FAILED {type(error).__name__}: {str(error)[:120]}", flush=True)
             continue

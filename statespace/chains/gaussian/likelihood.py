@@ -14,7 +14,6 @@ from statespace.chains.gaussian.covariances import vmap_moments
 from statespace.chains.gaussian.evidence import evidence
 from statespace.chains.gaussian.forward import (
     Forward,
-    absorb,
     absorb_mask,
     compensated_sum,
     covariances,
@@ -165,7 +164,6 @@ def _potential_score(
         by_precision = vmap_moments(second, state, filtered, back.information_after)
         return Sites(_gather(by_precision, p.precision), state[..., 0])
 
-    predicted = covariances(run.gains.predicted, form)
     innovation = diffuse.collapse(run.means.innovation, flat)
 
     def residual(factor: Array, v: Array, k: Array, after: Array) -> Array:
@@ -175,11 +173,9 @@ def _potential_score(
 
     e = vmap_moments(residual, run.gains.factor, innovation, run.gains.gain, back.mean_after)
 
-    def matrix(e: Array, x: Array, factor: Array, h: Array, k: Array, n: Array, p: Array) -> Array:
-        closed = la.eye(k.shape[0], k) - la.matmul(k, h)
-        pulled = la.solve_lower_t(factor, la.solve_lower(factor, h))
-        pulled = pulled - la.t_matmul(k, la.matmul(n, closed))
-        return _outer(e, x) - la.matmul(pulled, p)
+    def matrix(e: Array, x: Array, k: Array, n: Array, p: Array) -> Array:
+        # K^T (I - N P) with the filtered P: the predicted one, which may be vague, has dropped out
+        return _outer(e, x) - la.t_matmul(k, la.eye(p.shape[0], p) - la.matmul(n, p))
 
     def noise(e: Array, factor: Array, k: Array, n: Array, r: Array) -> Array:
         inverse = la.solve_lower(factor, la.eye(factor.shape[0], factor))
@@ -187,10 +183,8 @@ def _potential_score(
         return _noise_score(0.5 * (_outer(e, e) - curvature), r, form)
 
     g = run.gains
-    h, r = absorb(p, form).matrix, p.noise
-    by_matrix = vmap_moments(
-        matrix, e, state, g.factor, h, g.gain, back.information_after, predicted
-    )
+    r = p.noise
+    by_matrix = vmap_moments(matrix, e, state, g.gain, back.information_after, filtered)
     if p.mask is None:
         by_noise = vmap_moments(noise, e, g.factor, g.gain, back.information_after, r)
     else:
