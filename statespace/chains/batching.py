@@ -25,7 +25,11 @@ def batch_last(function: Callable[..., Any], small: Callable[..., bool]) -> Call
 
     @batchable.def_vmap
     def _(size: int, batched: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-        if not small(*args):
+        one = [
+            jax.ShapeDtypeStruct(a.shape[1:], a.dtype) if b else a
+            for a, b in zip(args, batched, strict=True)
+        ]
+        if not small(*one):
             out = jax.vmap(function, in_axes=[0 if b else None for b in batched])(*args)
         else:
             last = [
