@@ -1,4 +1,4 @@
-"""float32: no NaN, errors of the size of its rounding, finite gradients where covariances are singular or vague."""
+"""float32: no NaN, errors of its rounding's size, finite gradients at singular and vague covariances."""
 
 import jax
 import jax.numpy as jnp
