@@ -187,7 +187,7 @@ def simulate_noise(chain: Chain, key: Array, form: Form) -> tuple[Array, Array]:
     keys = jax.random.split(key, 3)
     dtype = chain.initial.mean.dtype
 
-    def noise(key: Array, noise: Array, count: int) -> Array:
+    def noise(key: Array, noise: Array, count: int, form: Form = form) -> Array:
         l = factor(noise, form)
         e = jax.random.normal(key, (count, l.shape[-1]), dtype)
         return (
@@ -207,7 +207,8 @@ def simulate_noise(chain: Chain, key: Array, form: Form) -> tuple[Array, Array]:
         rest = scan_moments(step, first, (f.matrix, w), steps - 1)[1]
         states = jnp.concatenate([states, rest])
     if isinstance(p, Sites):
-        e = noise(keys[2], p.precision, steps)  # s = L x + L^{1/2} e
+        # s = L x + L^{1/2} e; a precision is itself in either form
+        e = noise(keys[2], p.precision, steps, "covariance")
         return states, vmap_moments(lambda h, x: h @ x, p.precision, states) + e
     return states, vmap_moments(lambda h, x: h @ x, p.matrix, states) + noise(
         keys[2], p.noise, steps
