@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains import gaussian
 from statespace.learners.fit import fit
-from statespace.learners.likelihood import bare, stacked
+from statespace.learners.likelihood import bare, smooth_recordings, stacked
 from statespace.learners.likelihood import log_likelihood as _log_likelihood
 from statespace.methods.kalman import Kalman
 from statespace.methods.lowering import at, steps_of
@@ -284,7 +284,10 @@ def _run(model: Any, series: Series, method: Kalman, kind: str) -> GaussianPoste
 
 @eqx.filter_jit
 def _run_panel(model: Any, panel: Panel, method: Kalman, kind: str) -> GaussianPosterior:
-    return jax.vmap(lambda series: _unlabelled(model, series, method, kind))(stacked(panel))
+    def one(series: Series) -> GaussianPosterior:
+        return _unlabelled(model, series, method, kind)
+
+    return smooth_recordings(one, model, stacked(panel))
 
 
 def _unlabelled(model: Any, series: Series, method: Kalman, kind: Any) -> GaussianPosterior:

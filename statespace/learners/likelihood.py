@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from statespace.chains import gaussian
-from statespace.methods.kalman import Kalman
+from statespace.chains.gaussian.algebra import UNROLLED
+from statespace.methods.kalman import Kalman, initial_law
+from statespace.methods.lowering import at, steps_of
 from statespace.scores import whiten
 from statespace.series import Panel, Series, as_data, assemble
 
@@ -32,6 +35,19 @@ def stacked(panel: Panel) -> Series:
         dt=panel.dt,
         labels=None,
     )
+
+
+def smooth_recordings(function: Callable[..., Any], model: Any, *args: Any) -> Any:
+    """``function`` of each recording of stacked ones: all at once where states are few, else in turn on CPU.
+
+    A smoother of many states calls LAPACK in branches that `vmap` would all take, and that can wait for each
+    other: see :func:`statespace.chains.gaussian.covariances.factorise_moments`.
+    """
+    first = jax.tree.map(lambda x: x[0], args[0])
+    states = initial_law(model, at(steps_of(first)[0], 0)).mean.shape[0]
+    if states <= UNROLLED or jax.default_backend() != "cpu":
+        return jax.vmap(function)(*args)
+    return jax.lax.map(lambda one: function(*one), args)
 
 
 def log_likelihood(model: Any, data: Series | Panel, method: Kalman) -> Float[Array, ""]:

@@ -22,7 +22,12 @@ from jaxtyping import Array, Float
 from statespace.chains.associative import prefix_scan
 from statespace.chains.batching import batch_last
 from statespace.chains.gaussian import algebra as la
-from statespace.chains.gaussian.covariances import _root, scan_moments, vmap_moments
+from statespace.chains.gaussian.covariances import (
+    factorise_moments,
+    root,
+    scan_moments,
+    vmap_moments,
+)
 from statespace.chains.gaussian.forward import Forward, absorb_mask, covariances, pulls
 from statespace.chains.gaussian.means import Adjoint, adjoint_pass, compose
 from statespace.chains.gaussian.types import Chain, Form
@@ -118,8 +123,8 @@ def _kernels(chain: Chain, run: Forward, form: Form) -> tuple[Array, Array]:
     f, filtered = chain.transitions, run.gains.filtered[:-1]
     noise = f.noise
     if form == "covariance":
-        filtered, noise = jax.vmap(_root)(filtered), jax.vmap(_root)(noise)
-    return vmap_moments(_kernel, filtered, f.matrix, noise)
+        filtered, noise = (factorise_moments(root, x) for x in (filtered, noise))
+    return factorise_moments(_kernel, filtered, f.matrix, noise)
 
 
 def _kernel(u: Array, f: Array, q: Array) -> tuple[Array, Array]:

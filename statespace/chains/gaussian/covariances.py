@@ -84,7 +84,7 @@ def update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
         return filtered, la.matmul_t(filtered, filtered), factor
 
     def site_covariance(p: Array, precision: Array, _: Array) -> tuple[Array, Array, Array]:
-        _, filtered, factor = site_sqrt(_root(p), precision, _)
+        _, filtered, factor = site_sqrt(root(p), precision, _)
         return filtered, filtered, factor
 
     if kind is Observed:
@@ -92,7 +92,7 @@ def update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
     return site_sqrt if form == "sqrt" else site_covariance
 
 
-def _root(p: Array) -> Array:
+def root(p: Array) -> Array:
     """A factor of a covariance that may be singular."""
     if p.shape[0] <= la.UNROLLED:
         return la.semi_cholesky(p)
@@ -275,7 +275,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
             z = la.transpose(la.solve_lower(factor, la.matmul(h, f)))
             return a, filtered, la.matmul_t(z, z) if form == "covariance" else _square(z)
         information = la.symmetric(la.t_matmul(f, la.matmul(h, a)))
-        return a, filtered, information if form == "covariance" else _root(information)
+        return a, filtered, information if form == "covariance" else root(information)
 
     def first(p0: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
         filtered = one(p0, h, r)[0]
@@ -315,6 +315,18 @@ def vmap_moments(function: Callable, *arrays: Array) -> Any:
     axes = tuple(None if x.shape[0] == 1 and steps > 1 else 0 for x in arrays)
     args = tuple(x[0] if ax is None else x for x, ax in zip(arrays, axes, strict=True))
     return jax.vmap(function, in_axes=axes)(*args)
+
+
+def factorise_moments(function: Callable, *arrays: Array) -> Any:
+    """:func:`vmap_moments` of a function that calls LAPACK for large matrices: one moment at a time on CPU.
+
+    XLA:CPU of jaxlib 0.10 can wait for ever when two batched LAPACK calls run at once.
+    """
+    if max(x.shape[1] for x in arrays) <= la.UNROLLED or jax.default_backend() != "cpu":
+        return vmap_moments(function, *arrays)
+    steps = max(x.shape[0] for x in arrays)
+    every = tuple(jnp.broadcast_to(x, (steps, *x.shape[1:])) for x in arrays)
+    return jax.lax.map(lambda at: function(*at), every)
 
 
 def _square(z: Array) -> Array:
