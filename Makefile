@@ -18,6 +18,9 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 endif
 
 export MPLBACKEND ?= Agg
+# Threads of XLA's pool. On two cores jaxlib before 0.11.2 can hang for ever: batched LAPACK calls that run at
+# once wait for tasks behind them in the same pool.
+export NPROC ?= 16
 
 .PHONY: help demo picture test test-fast lint types format docs bench clean
 .DEFAULT_GOAL := help
