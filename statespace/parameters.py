@@ -65,7 +65,7 @@ Support = str | Callable[[Array], Any]
 """The name of a constraint; a constraint; or a function of the parameter's value that gives either."""
 
 
-def parameter(support: Support = "real", **kwargs: Any) -> Any:
+def parameter(support: Support = "real", *, of_owner: bool = False, **kwargs: Any) -> Any:
     """Declare a dataclass field of an ``equinox.Module`` as a parameter with this support.
 
     Args:
@@ -73,6 +73,7 @@ def parameter(support: Support = "real", **kwargs: Any) -> Any:
             ``"unit_interval"`` or ``"lower_cholesky"``, or of :mod:`statespace.constraints`, such as
             ``"stationary"``; or a NumPyro constraint; or a function of the value that gives either, where the
             support depends on the shape (standard deviations or a triangular factor).
+        of_owner: whether such a function takes the module that holds the field, in place of its value.
         **kwargs: passed to ``equinox.field``.
 
     Raises:
@@ -86,7 +87,7 @@ def parameter(support: Support = "real", **kwargs: Any) -> Any:
     """
     _check_support(support)
     kwargs.setdefault("converter", as_array)
-    return eqx.field(metadata={"support": support}, **kwargs)
+    return eqx.field(metadata={"support": support, "of_owner": of_owner}, **kwargs)
 
 
 def _check_support(support: Any) -> None:
@@ -250,10 +251,13 @@ def _walk(node: Any, path: tuple[str, ...], support: Any, get: Callable, out: di
             if field.metadata.get("static") or field.metadata.get("constant"):
                 continue
             name = () if field.metadata.get("transparent") else (field.name,)
+            support = field.metadata.get("support", "real")
+            if field.metadata.get("of_owner"):
+                support = support(node)
             _walk(
                 getattr(node, field.name),
                 path + name,
-                field.metadata.get("support", "real"),
+                support,
                 lambda m, f=field.name: getattr(get(m), f),
                 out,
             )

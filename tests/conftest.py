@@ -33,6 +33,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
+_MAPS = Path("/proc/self/maps")
+
+
+def pytest_runtest_teardown() -> None:
+    """Forget compiled programs before they fill the process's table of memory maps.
+
+    Each takes several maps, Linux allows 65,530, and the process that wants one more dies.
+    """
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def x64_off():
     """JAX as it comes: float32 unless asked otherwise."""
