@@ -44,8 +44,8 @@ class Categorical(eqx.Module):
         ValueError: if the probabilities are negative, do not sum to one, or have another shape.
     """
 
-    probs: Float[Array, " K"] = parameter(sparse_simplex, of_owner=True)
     possible: Any = eqx.field(static=True)
+    probs: Float[Array, " K"] = parameter(sparse_simplex, of_owner=True)
 
     def __init__(self, probs: Any):
         self.probs = as_array(probs)
@@ -87,10 +87,10 @@ class FiniteKernel(FiniteTransition):
         ValueError: if the matrix is not square, or a row is no probability distribution.
     """
 
+    possible: Any = eqx.field(static=True)
     probs: Float[Array, "K K"] | Callable[[Step], Array] = parameter(
         sparse_simplex, of_owner=True, converter=None
     )
-    possible: Any = eqx.field(static=True)
 
     def __init__(self, probs: Any):
         self.probs = probs if callable(probs) else as_array(probs)
