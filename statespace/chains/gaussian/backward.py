@@ -22,15 +22,11 @@ from jaxtyping import Array, Float
 from statespace.chains.associative import prefix_scan
 from statespace.chains.batching import batch_last
 from statespace.chains.gaussian import algebra as la
-from statespace.chains.gaussian.covariances import (
-    factorise_moments,
-    root,
-    scan_moments,
-    vmap_moments,
-)
+from statespace.chains.gaussian.covariances import factorise_moments, root
 from statespace.chains.gaussian.forward import Forward, absorb_mask, covariances, pulls
 from statespace.chains.gaussian.means import Adjoint, adjoint_pass, compose
 from statespace.chains.gaussian.types import Chain, Form
+from statespace.chains.moments import scan_moments, vmap_moments
 
 
 class States(NamedTuple):

@@ -14,6 +14,7 @@ from statespace.chains.associative import prefix_scan
 from statespace.chains.batching import batch_last
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.types import Chain, Form, Observed, Sites, is_constant, length
+from statespace.chains.moments import scan_moments, vmap_moments
 
 _CHUNK_SMALL, _CHUNK = 64, 16  # steps between two looks at whether the recursion has converged
 _BUFFER = (
@@ -233,22 +234,6 @@ def pad_last(x: Array, steps: int) -> Array:
     return jnp.concatenate([x, x[-1:]])
 
 
-def scan_moments(
-    step: Callable, carry: Any, arrays: Any, steps: int, *, reverse: bool = False
-) -> tuple[Any, Any]:
-    """``lax.scan`` over arrays of leading length ``steps``, or 1 for those constant in time."""
-    leaves, tree = jax.tree.flatten(arrays)
-    varying = [x.shape[0] != 1 for x in leaves]
-    moving = [x for x, v in zip(leaves, varying, strict=True) if v]
-
-    def body(carry: Any, at: list[Array]) -> tuple[Any, Any]:
-        turn = iter(at)
-        now = [next(turn) if v else x[0] for x, v in zip(leaves, varying, strict=True)]
-        return step(carry, jax.tree.unflatten(tree, now))
-
-    return jax.lax.scan(body, carry, moving, length=steps, reverse=reverse)
-
-
 # parallel ------------------------------------------------------------------------------------------
 
 
@@ -307,14 +292,6 @@ def _parallel(chain: Chain, form: Form) -> Gains:
     filtered, gain, factor = vmap_moments(one, predicted, h, r)
     ahead = vmap_moments(la.matmul, pad_last(f.matrix, steps), gain)
     return Gains(predicted, filtered, gain, factor, ahead)
-
-
-def vmap_moments(function: Callable, *arrays: Array) -> Any:
-    """`vmap` over moments; arrays of leading length 1 are constant in time."""
-    steps = max(x.shape[0] for x in arrays)
-    axes = tuple(None if x.shape[0] == 1 and steps > 1 else 0 for x in arrays)
-    args = tuple(x[0] if ax is None else x for x, ax in zip(arrays, axes, strict=True))
-    return jax.vmap(function, in_axes=axes)(*args)
 
 
 def factorise_moments(function: Callable, *arrays: Array) -> Any:

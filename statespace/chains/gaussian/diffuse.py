@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.chains.gaussian.forward import compensated_sum
+from statespace.chains.moments import compensated_sum
 
 
 class Flat(NamedTuple):

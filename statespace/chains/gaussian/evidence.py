@@ -24,17 +24,9 @@ from statespace.chains.gaussian.covariances import (
     full_carry,
     pad_last,
     predict,
-    scan_moments,
     update,
 )
-from statespace.chains.gaussian.forward import (
-    LOG_2PI,
-    absorb,
-    columns,
-    compensated_sum,
-    forward,
-    mask_noise,
-)
+from statespace.chains.gaussian.forward import LOG_2PI, absorb, columns, forward, mask_noise
 from statespace.chains.gaussian.means import first_column
 from statespace.chains.gaussian.types import (
     Chain,
@@ -46,6 +38,7 @@ from statespace.chains.gaussian.types import (
     is_constant,
     length,
 )
+from statespace.chains.moments import compensated_sum, scan_moments
 
 
 def evidence(

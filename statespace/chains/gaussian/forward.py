@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -10,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from statespace.chains.gaussian import algebra as la
-from statespace.chains.gaussian.covariances import Gains, covariance_pass, vmap_moments
+from statespace.chains.gaussian.covariances import Gains, covariance_pass
 from statespace.chains.gaussian.means import Means, mean_pass
 from statespace.chains.gaussian.types import Chain, Form, Observed, Sites
+from statespace.chains.moments import vmap_moments
 
 LOG_2PI = 1.8378770664093453
 
@@ -142,31 +142,6 @@ def pulls(chain: Chain, run: Forward) -> Pull:
     return Pull(
         *vmap_moments(observed, p.matrix, run.gains.gain, run.gains.factor, run.means.innovation)
     )
-
-
-def compensated_sum(x: Float[Array, "T *d"]) -> Float[Array, "*d"]:
-    """The sum over the first axis, nearly as accurate as the rounded exact one.
-
-    Columns of about sqrt(T) entries are added with two-sums (Knuth), all columns at once, and then the
-    columns likewise.
-    """
-    steps = x.shape[0]
-    rows = max(1, math.isqrt(steps))
-    columns = -(-steps // rows)
-    padded = jnp.concatenate([x, jnp.zeros((rows * columns - steps, *x.shape[1:]), x.dtype)])
-
-    def add(carry: tuple[Array, Array], b: Array) -> tuple[tuple[Array, Array], None]:
-        a, error = carry
-        total = a + b
-        part = total - a
-        return (total, error + ((a - (total - part)) + (b - part))), None
-
-    def down(x: Array) -> tuple[Array, Array]:
-        return jax.lax.scan(add, (jnp.zeros_like(x[0]), jnp.zeros_like(x[0])), x)[0]
-
-    sums, errors = down(padded.reshape(rows, columns, *x.shape[1:]))
-    total, error = down(sums)
-    return total + (error + jnp.sum(errors, axis=0))
 
 
 def covariances(factors_or_covariances: Array, form: Form) -> Array:

@@ -10,16 +10,8 @@ from jaxtyping import Array, Float
 
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian import diffuse
-from statespace.chains.gaussian.covariances import vmap_moments
 from statespace.chains.gaussian.evidence import evidence
-from statespace.chains.gaussian.forward import (
-    Forward,
-    absorb_mask,
-    compensated_sum,
-    covariances,
-    forward,
-    pulls,
-)
+from statespace.chains.gaussian.forward import Forward, absorb_mask, covariances, forward, pulls
 from statespace.chains.gaussian.means import Adjoint, adjoint_pass
 from statespace.chains.gaussian.types import (
     Chain,
@@ -30,6 +22,7 @@ from statespace.chains.gaussian.types import (
     Transitions,
     length,
 )
+from statespace.chains.moments import compensated_sum, vmap_moments
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from statespace.chains.associative import prefix_scan
 from statespace.chains.batching import batch_last
 from statespace.chains.gaussian import algebra as la
-from statespace.chains.gaussian.covariances import pad_last, scan_moments, vmap_moments
+from statespace.chains.gaussian.covariances import pad_last
+from statespace.chains.moments import scan_moments, vmap_moments
 
 
 class Means(NamedTuple):

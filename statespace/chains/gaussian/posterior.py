@@ -11,14 +11,9 @@ from jaxtyping import Array, Float
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian import diffuse
 from statespace.chains.gaussian.backward import backward_pass, smoothed_columns
-from statespace.chains.gaussian.covariances import scan_moments, vmap_moments
-from statespace.chains.gaussian.forward import (
-    Forward,
-    compensated_sum,
-    covariances,
-    forward,
-)
+from statespace.chains.gaussian.forward import Forward, covariances, forward
 from statespace.chains.gaussian.types import Chain, Form, Sites, length
+from statespace.chains.moments import compensated_sum, scan_moments, vmap_moments
 
 
 class Filtered(NamedTuple):
