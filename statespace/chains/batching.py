@@ -1,4 +1,4 @@
-"""How `vmap` meets the small-matrix kernels."""
+"""How `vmap` meets small-matrix kernels, and recursions with a way out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jaxtyping import Array
 
 
 def batch_last(function: Callable[..., Any], small: Callable[..., bool]) -> Callable[..., Any]:
@@ -48,3 +49,39 @@ def batch_last(function: Callable[..., Any], small: Callable[..., bool]) -> Call
         return jax.jvp(function, primals, tangents)
 
     return differentiable
+
+
+def fall_back(fast: Callable[..., Any], robust: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is fast where that will do, and robust where it will not.
+
+    ``fast(*args)`` returns ``(out, failed)``, ``robust(*args)`` returns ``out``. A batch (`vmap`) runs the
+    robust function only if one of it failed. Derivatives are those of the function that was used.
+    """
+
+    def either(*args: Any) -> Any:
+        out, failed = fast(*args)
+
+        def mend() -> Any:
+            def choose(r: Array, o: Array) -> Array:
+                return jnp.where(failed.reshape(failed.shape + (1,) * (o.ndim - failed.ndim)), r, o)
+
+            return jax.tree.map(choose, robust(*args), out)
+
+        return jax.lax.cond(jnp.any(failed), mend, lambda: out)
+
+    @custom_vmap
+    def batchable(*args: Any) -> Any:
+        return either(*args)
+
+    @batchable.def_vmap
+    def _(size: int, batched: Sequence[Any], *args: Any) -> tuple[Any, Any]:
+        axes = [0 if b else None for b in batched]
+        out = fall_back(jax.vmap(fast, in_axes=axes), jax.vmap(robust, in_axes=axes))(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    @jax.custom_jvp
+    def run(*args: Any) -> Any:
+        return batchable(*args)
+
+    run.defjvp(lambda primals, tangents: jax.jvp(either, primals, tangents))
+    return run

@@ -1,0 +1,83 @@
+"""Paths drawn from their posterior law."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from statespace.chains.batching import fall_back
+from statespace.chains.finite import algebra, logs, scaled
+from statespace.chains.finite.types import Chain, length
+from statespace.chains.moments import scan_moments
+
+
+def sample(
+    chain: Chain, key: Key[Array, ""], draws: int, parallel: bool | None = None
+) -> Int[Array, "draws T"]:
+    """Paths drawn from ``p(z_{0:T-1} | y_{0:T-1})`` by backward sampling (Chib 1996).
+
+    Args:
+        chain: the chain.
+        key: a PRNG key.
+        draws: number of paths.
+        parallel: as in :func:`statespace.chains.finite.filter`.
+    """
+    uniforms = jax.random.uniform(key, (draws, length(chain)), chain.potentials.dtype)
+    return paths(chain, uniforms, parallel)
+
+
+def paths(
+    chain: Chain, uniforms: Float[Array, "draws T"], parallel: bool | None = None
+) -> Int[Array, "draws T"]:
+    """:func:`sample` given its random numbers.
+
+    The distribution function of each state, from the last moment to the first, is inverted at them.
+    """
+    return _paths(*chain, uniforms)
+
+
+def _of_probabilities(initial, transitions, potentials, uniforms):
+    past = scaled.forward(Chain(initial, transitions, potentials))
+
+    def back(state: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        matrix, law, u = at
+        state = choose(law * matrix.T[state], u)
+        return state, state
+
+    out = _backward(back, choose(past.filtered[-1], uniforms[:, -1]), transitions, past, uniforms)
+    return out, past.extreme
+
+
+def _of_logs(initial, transitions, potentials, uniforms):
+    past = logs.forward(Chain(initial, transitions, potentials))
+
+    def back(state: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        matrix, law, u = at
+        state = choose(_to_linear(law + matrix.T[state]), u)
+        return state, state
+
+    last = choose(_to_linear(past.filtered[-1]), uniforms[:, -1])
+    return _backward(back, last, algebra.log(transitions), past, uniforms)
+
+
+def _backward(back, last: Array, matrices: Array, past, uniforms: Array) -> Array:
+    arrays = (matrices, past.filtered[:-1], uniforms.T[:-1])
+    before = scan_moments(back, last, arrays, uniforms.shape[1] - 1, reverse=True)[1]
+    return jnp.concatenate([before, last[None]]).T
+
+
+_paths = fall_back(_of_probabilities, _of_logs)
+
+
+def choose(weights: Float[Array, "*d K"], u: Float[Array, "*d"]) -> Int[Array, "*d"]:
+    """The state at which the distribution function of the weights passes u; never one of weight zero."""
+    below = jnp.cumsum(weights, axis=-1)
+    whole = below[..., -1:]
+    before = (below <= u[..., None] * whole) & (below < whole)
+    return jnp.sum(before, axis=-1, dtype=jnp.int32)
+
+
+def _to_linear(x: Array) -> Array:
+    peak = jnp.max(x, axis=-1, keepdims=True)
+    return jnp.exp(x - jnp.where(jnp.isneginf(peak), 0, peak))
