@@ -263,7 +263,8 @@ def _walk(node: Any, path: tuple[str, ...], support: Any, get: Callable, out: di
             )
     elif isinstance(node, dict):
         for key in node:
-            _walk(node[key], (*path, str(key)), support, lambda m, k=key: get(m)[k], out)
+            own = support[key] if isinstance(support, Mapping) else support
+            _walk(node[key], (*path, str(key)), own, lambda m, k=key: get(m)[k], out)
     elif isinstance(node, (tuple, list)):
         for i in range(len(node)):
             _walk(node[i], (*path, str(i)), support, lambda m, i=i: get(m)[i], out)

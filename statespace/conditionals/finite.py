@@ -24,7 +24,12 @@ def pattern(probs: Array) -> Any:
         mask = np.ones(probs.shape, bool)
     else:
         mask = np.asarray(probs) != 0
-    return tuple(map(tuple, mask.tolist())) if mask.ndim == 2 else tuple(mask.tolist())
+    return _tuples(mask.tolist())
+
+
+def _tuples(nested: Any) -> Any:
+    """Lists in lists as tuples in tuples."""
+    return tuple(map(_tuples, nested)) if isinstance(nested, list) else nested
 
 
 def sparse_simplex(owner: Any) -> Any:
