@@ -5,13 +5,25 @@ from typing import TYPE_CHECKING, Any
 from statespace import config, datasets, diagnostics, plot
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.conditionals.finite import (
+    Categorical,
+    FiniteKernel,
+    FiniteTransition,
+    SoftmaxKernel,
+)
+from statespace.conditionals.jump import RateMatrix
+from statespace.finite_forecast import MixtureForecast
+from statespace.finite_posterior import FinitePosterior
 from statespace.learners.em import EM
 from statespace.learners.fit import fit
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.result import ConvergenceWarning, FitResult
+from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.kalman import Kalman
+from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
+from statespace.methods.online_kalman import Online, OnlineState
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.components import Contribution
@@ -32,7 +44,6 @@ from statespace.models.tracking import (
     IntegratedOrnsteinUhlenbeck,
     OrnsteinUhlenbeck,
 )
-from statespace.online import Online, OnlineState, online
 from statespace.panels import PanelPosterior
 from statespace.parameters import (
     constant,
@@ -52,6 +63,7 @@ from statespace.verbs import (
     filter,
     forecast,
     log_likelihood,
+    online,
     sample_states,
     simulate,
     smooth,
@@ -69,14 +81,21 @@ __all__ = [
     "EM",
     "NUTS",
     "AffineGaussian",
+    "Categorical",
     "ConstantAcceleration",
     "ConstantVelocity",
     "Contribution",
     "ConvergenceWarning",
     "Cycle",
     "DynamicFactor",
+    "FiniteKernel",
+    "FiniteOnline",
+    "FiniteOnlineState",
+    "FinitePosterior",
+    "FiniteTransition",
     "FitResult",
     "Forecast",
+    "ForwardBackward",
     "Gaussian",
     "GaussianPosterior",
     "IntegratedOrnsteinUhlenbeck",
@@ -87,6 +106,7 @@ __all__ = [
     "LocalLevel",
     "LocalLinearTrend",
     "MaximumLikelihood",
+    "MixtureForecast",
     "Model",
     "ObservationDistribution",
     "Online",
@@ -95,12 +115,14 @@ __all__ = [
     "Panel",
     "PanelPosterior",
     "PosteriorResult",
+    "RateMatrix",
     "Regression",
     "Score",
     "Seasonal",
     "Series",
     "Signal",
     "Simulation",
+    "SoftmaxKernel",
     "StateSpaceModel",
     "Step",
     "Structural",

@@ -106,3 +106,9 @@ def check_key(key: Any) -> None:
     """
     if not hasattr(key, "dtype"):
         raise TypeError(f"`key` must be a PRNG key such as `jax.random.key(0)`, got {key!r}.")
+
+
+def state_names(model: Any) -> tuple[str, ...] | None:
+    """Names of the states, where the model gives them."""
+    names = getattr(model, "state_names", None)
+    return None if names is None else tuple(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -237,6 +238,30 @@ class GaussianPosterior(Gaussians):
             )
         return _trajectories(self.chain, self.rows, key, draws, self.form, bool(self.parallel))
 
+    def labelled(self, labels: Labels | None) -> GaussianPosterior:
+        """The same with names of moments and channels."""
+        return dataclasses.replace(self, labels=labels)
+
+    def cut(self, size: int) -> GaussianPosterior:
+        """The first moments of a padded recording."""
+        longest = len(self)
+
+        def first(x: Array) -> Array:
+            return x[:size] if x.shape[:1] == (longest,) else x
+
+        moves = jax.tree.map(lambda x: x if len(x) == 1 else x[: size - 1], self.chain.transitions)
+        chain = self.chain._replace(
+            transitions=moves, potentials=jax.tree.map(first, self.chain.potentials)
+        )
+        parts = {name: jax.tree.map(first, getattr(self, name)) for name in _OVER_TIME}
+        return dataclasses.replace(
+            self,
+            **parts,
+            log_likelihood=parts["pointwise"].sum(),
+            lag_one=None if self.lag_one is None else self.lag_one[: size - 1],
+            chain=chain,
+        )
+
     def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
         """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
 
@@ -270,6 +295,17 @@ class GaussianPosterior(Gaussians):
         return to_inference_data(groups, coords)
 
 
+_OVER_TIME = (
+    "mean",
+    "covariance",
+    "times",
+    "pointwise",
+    "predicted_mean",
+    "predicted_covariance",
+    "y",
+)
+
+
 class Forecast(Gaussians):
     """The law of observations to come, Gaussian at each moment.
 
@@ -291,6 +327,11 @@ class Forecast(Gaussians):
     def names(self) -> tuple[str, ...]:
         """Names of the channels."""
         return channel_names(self.labels, self.mean.shape[1])
+
+    def at(self, times: Array, labels: Labels | None) -> Forecast:
+        """The same with its moments and their names."""
+        state = None if self.state is None else self.state.labelled(labels)
+        return dataclasses.replace(self, times=times, labels=labels, state=state)
 
     def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
         """Paths of observations to come, drawn jointly over the moments.

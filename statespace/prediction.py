@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def query(series: Series, steps: int | None, times: Any, inputs: Any) -> Series:
     )
     return assemble(
         Series,
-        **{f: getattr(new, f) for f in ("y", "times", "inputs", "intervals", "complete", "dt")},
+        **{f.name: getattr(new, f.name) for f in dataclasses.fields(new) if f.name != "labels"},
         labels=None
         if labels is None
         else Labels(index, labels.channels, labels.inputs, labels.unit, labels.frequency),
@@ -101,8 +102,17 @@ def merge(series: Series, wanted: Series) -> tuple[Series, np.ndarray]:
         times=times,
         inputs=both(series.inputs, wanted.inputs),
         intervals=intervals,
+        state_weights=_weights(series, len(extra), order),
         complete=series.complete if not len(extra) else False,
         dt=series.dt if regular else None,
         labels=None,
     )
     return kept, rows
+
+
+def _weights(series: Series, extra: int, order: np.ndarray) -> Any:
+    """What is known of the states, and nothing at the moments asked for."""
+    weights = series.state_weights
+    if weights is None:
+        return None
+    return jnp.pad(weights, ((0, extra), (0, 0)), constant_values=jnp.nan)[order]

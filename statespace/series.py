@@ -32,6 +32,9 @@ class Series(eqx.Module):
             count in periods (``dt = 1``); others count in days from the first.
         inputs: covariates, shape ``(T,)`` or ``(T, k)``, without NaN; a pandas object is aligned to the
             index of ``y``, of which it may hold more than is needed.
+        state_weights: what is known of a finite state besides ``y`` (soft labels): shape ``(T, K)``, the
+            plausibility of each state at each moment, not negative, of any scale; a row of NaN where
+            nothing is known. Every method and learner of a finite-state model multiplies them in.
         time_unit: the unit in which to count dates: "ns", "us", "ms", "s", "min", "h", "D" or "W".
         channels: names of the m channels; default: those of ``y``.
 
@@ -39,6 +42,7 @@ class Series(eqx.Module):
         y: shape ``(T,)`` or ``(T, m)``.
         times: shape ``(T,)``.
         inputs: shape ``(T, k)``, or None.
+        state_weights: shape ``(T, K)``, or None.
         intervals: shape ``(T,)``: the time since the previous moment, at the first moment the first
             interval; differences are taken in double precision before any rounding to float32.
         complete: True when nothing is missing, False when something is, None when unknown (traced).
@@ -58,6 +62,7 @@ class Series(eqx.Module):
     times: Float[Array, " T"]
     inputs: Float[Array, "T k"] | None
     intervals: Float[Array, " T"]
+    state_weights: Float[Array, "T K"] | None
     complete: bool | None = eqx.field(static=True)
     dt: float | None = eqx.field(static=True)
     labels: Labels | None = eqx.field(static=True)
@@ -68,6 +73,7 @@ class Series(eqx.Module):
         times: Any = None,
         inputs: Any = None,
         *,
+        state_weights: Any = None,
         time_unit: str | None = None,
         channels: Sequence[str] | None = None,
     ):
@@ -79,6 +85,8 @@ class Series(eqx.Module):
             if times is None:
                 times = y.times if labels.index is None else labels.index
                 time_unit = labels.unit if labels.unit in TIME_UNITS else None
+            if state_weights is None:
+                state_weights = y.state_weights
             y, inputs = y.y, y.inputs if inputs is None else inputs
         values, index, names = read_values(y)
         self.complete = _check_values(values)
@@ -90,6 +98,7 @@ class Series(eqx.Module):
             jnp.asarray(part).astype(self.y.dtype) for part in (clock.times, clock.intervals)
         )
         self.inputs = None if given is None else jnp.asarray(given).astype(self.y.dtype)
+        self.state_weights = _read_weights(state_weights, self.y)
         self.dt = clock.dt
         known = (clock.index, names, input_names)
         self.labels = None
@@ -140,6 +149,7 @@ class Series(eqx.Module):
             times=jnp.asarray(clock.times).astype(dtype),
             inputs=None if given is None else jnp.asarray(given).astype(dtype),
             intervals=jnp.asarray(clock.intervals).astype(dtype),
+            state_weights=None,
             complete=False,
             dt=clock.dt if dt is None else dt,
             labels=None,
@@ -157,6 +167,7 @@ class Panel(eqx.Module):
         times: shape ``(S, T)``; after the end of a recording they go on by its last interval.
         inputs: shape ``(S, T, k)``, zero after the end; or None.
         intervals: shape ``(S, T)``, as in :class:`Series`.
+        state_weights: shape ``(S, T, K)``, NaN where nothing is known and after the end; or None.
         lengths: how long each recording is.
         facts: ``(complete, dt)`` of each recording, as in :class:`Series`.
         labels: those of each recording, or None when none has any.
@@ -170,6 +181,7 @@ class Panel(eqx.Module):
     times: Float[Array, "S T"]
     inputs: Float[Array, "S T k"] | None
     intervals: Float[Array, "S T"]
+    state_weights: Float[Array, "S T K"] | None
     lengths: tuple[int, ...] = eqx.field(static=True)
     facts: tuple[tuple[bool | None, float | None], ...] = eqx.field(static=True)
     labels: tuple[Labels | None, ...] | None = eqx.field(static=True)
@@ -181,8 +193,9 @@ class Panel(eqx.Module):
         self.lengths = tuple(len(s) for s in series)
         longest = max(self.lengths)
         dtype = jnp.result_type(*(s.y.dtype for s in series))
-        parts = [_pad(s, longest) for s in series]
-        self.y, self.times, self.intervals, self.inputs = (
+        known = [s.state_weights.shape[1] for s in series if s.state_weights is not None]
+        parts = [_pad(s, longest, known[0] if known else None) for s in series]
+        self.y, self.times, self.intervals, self.inputs, self.state_weights = (
             None if column[0] is None else jnp.stack(column).astype(dtype) for column in zip(*parts)
         )
         self.facts = tuple((s.complete, s.dt) for s in series)
@@ -227,6 +240,7 @@ class Panel(eqx.Module):
                 times=self.times[i, :n],
                 inputs=None if self.inputs is None else self.inputs[i, :n],
                 intervals=self.intervals[i, :n],
+                state_weights=None if self.state_weights is None else self.state_weights[i, :n],
                 complete=self.facts[i][0],
                 dt=self.facts[i][1],
                 labels=None if self.labels is None else self.labels[i],
@@ -356,14 +370,51 @@ def _check_alike(series: Sequence[Series]) -> None:
                 f"the recordings of a panel must have the same inputs, but recording 0 has {inputs} and "
                 f"recording {i} has {_input_count(s)}."
             )
+    _check_weights_alike(series)
+
+
+def _check_weights_alike(series: Sequence[Series]) -> None:
+    counts = {s.state_weights.shape[1] for s in series if s.state_weights is not None}
+    if len(counts) > 1:
+        raise ValueError(
+            "`state_weights` of the recordings of a panel must be over the same states, but they are over "
+            f"{sorted(counts)}."
+        )
+
+
+def _read_weights(weights: Any, y: Array) -> Array | None:
+    """Plausibilities of states as an array.
+
+    Raises:
+        ValueError: if there is not one row for each moment, or a row is negative, infinite, zero
+            throughout or known in part.
+    """
+    if weights is None:
+        return None
+    weights = weights if is_traced(weights) else np.asarray(weights, float)
+    if weights.ndim != 2 or len(weights) != len(y):
+        raise ValueError(
+            f"`state_weights` must have shape ({len(y)}, K), one row for each moment of `y`, got "
+            f"{weights.shape}."
+        )
+    if not is_traced(weights):
+        unknown = np.isnan(weights).all(axis=1)
+        fine = (np.isfinite(weights) & (weights >= 0)).all(axis=1) & (weights > 0).any(axis=1)
+        wrong = np.flatnonzero(~(unknown | fine))
+        if len(wrong):
+            raise ValueError(
+                f"row {wrong[0]} of `state_weights` is {weights[wrong[0]]}: plausibilities are finite, not "
+                "negative and not all zero; a row of NaN says that nothing is known."
+            )
+    return jnp.asarray(weights).astype(y.dtype)
 
 
 def _input_count(series: Series) -> int:
     return 0 if series.inputs is None else series.inputs.shape[1]
 
 
-def _pad(series: Series, length: int) -> tuple[Array, Array, Array, Array | None]:
-    """``y``, times, intervals and inputs of a recording, continued to the length."""
+def _pad(series: Series, length: int, states: int | None) -> tuple[Any, ...]:
+    """``y``, times, intervals, inputs and state weights of a recording, continued to the length."""
     extra = length - len(series)
     after = ((0, extra), (0, 0))
     y = jnp.pad(series.channels, after, constant_values=jnp.nan)
@@ -371,7 +422,12 @@ def _pad(series: Series, length: int) -> tuple[Array, Array, Array, Array | None
     times = jnp.concatenate([series.times, series.times[-1] + last * jnp.arange(1, extra + 1)])
     intervals = jnp.concatenate([series.intervals, jnp.full(extra, last)])
     inputs = None if series.inputs is None else jnp.pad(series.inputs, after)
-    return y, times, intervals, inputs
+    if states is None:
+        return y, times, intervals, inputs, None
+    weights = series.state_weights
+    if weights is None:
+        weights = jnp.full((len(series), states), jnp.nan, y.dtype)
+    return y, times, intervals, inputs, jnp.pad(weights, after, constant_values=jnp.nan)
 
 
 def assemble(cls: type, **fields: Any) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from statespace.chains import gaussian
-from statespace.learners.likelihood import smooth_recordings, stacked
+from statespace.learners.likelihood import each_recording, stacked
 from statespace.learners.regressions import Regression, Statistics, coefficients, covariance
 from statespace.parameters import parameters
 from statespace.series import Panel, Series
@@ -25,7 +25,7 @@ def expectations(
     if isinstance(data, Panel):
         lengths = jnp.asarray(data.lengths)
         one = lambda s, length: _one(model, s, method, parts, jnp.arange(len(s)) < length)
-        each = smooth_recordings(one, model, stacked(data), lengths)
+        each = each_recording(one, model, method, stacked(data), lengths)
         return jax.tree.map(lambda a: jnp.sum(a, axis=0), each)
     return _one(model, data, method, parts, None)
 

@@ -9,8 +9,8 @@ from jaxtyping import PRNGKeyArray
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.priors import Priors
 from statespace.learners.result import FitResult
-from statespace.methods.kalman import Kalman
-from statespace.model import check_key, check_model
+from statespace.methods.choice import method_for
+from statespace.model import check_key
 from statespace.series import as_data
 
 
@@ -34,7 +34,7 @@ def fit(
         priors: NumPyro distributions by parameter name, on the scale on which the model states the
             parameter. Maximum likelihood then becomes maximum a posteriori.
         key: source of randomness, where the learner needs one.
-        method: how the log likelihood is computed; ``Kalman()`` if None.
+        method: how the log likelihood is computed; if None the exact one for the model.
 
     Returns:
         The fitted model with its log likelihood, standard errors and more: see
@@ -51,7 +51,6 @@ def fit(
     """
     start = model if isinstance(model, FitResult) else None
     model = model.model if isinstance(model, FitResult) else model
-    check_model(model)
     if key is not None:
         check_key(key)
     learner = MaximumLikelihood() if learner is None else learner
@@ -60,14 +59,14 @@ def fit(
             "`learner` must be a learner such as MaximumLikelihood(), EM() or NUTS(), got "
             f"{learner!r}{'; call it to make one' if isinstance(learner, type) else ''}."
         )
-    if method is not None and (isinstance(method, (str, type)) or not hasattr(method, "lower")):
-        raise TypeError(f"`method` must be a method such as Kalman(), got {method!r}.")
+    method, data = method_for(model, method), as_data(data)
+    method.check(model, data)
     extra = {} if start is None else {"start": start}
     return learner.fit(
         model,
-        as_data(data),
+        data,
         priors=priors,
         key=key,
-        method=Kalman() if method is None else method,
+        method=method,
         **extra,
     )

@@ -210,6 +210,7 @@ def _observing(moments: Series, y: Array, complete: bool | None) -> Series:
         times=moments.times,
         inputs=moments.inputs,
         intervals=moments.intervals,
+        state_weights=moments.state_weights,
         complete=complete,
         dt=moments.dt,
         labels=None,

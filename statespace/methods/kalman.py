@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains import gaussian
+from statespace.chains.gaussian.algebra import UNROLLED
 from statespace.conditionals.affine import AffineGaussian, Gaussian, psd_factor
 from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.methods.lowering import at, dtype_of, stack, steps_of
-from statespace.model import Step
-from statespace.series import Series
+from statespace.model import Step, state_names
+from statespace.posterior import Forecast, GaussianPosterior
+from statespace.scores import whiten
+from statespace.series import Panel, Series
+
+if TYPE_CHECKING:
+    from statespace.methods.online_kalman import Online
 
 _PARALLEL_FROM = 64  # moments from which an accelerator gains by associative scans
 
@@ -80,6 +86,92 @@ class Kalman(eqx.Module):
         )
         chain = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(dtype), chain)
         return Lowered(chain, {"form": form, "parallel": parallel})
+
+    def check(self, model: Any, data: Series | Panel) -> None:
+        """Nothing: shapes are checked as the model is lowered, and every number can be observed."""
+
+    def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
+        """``log p(y)``."""
+        chain, how = self.lower(model, series)
+        return gaussian.log_likelihood(chain, **how)
+
+    def pointwise(self, model: Any, series: Series) -> Float[Array, " T"]:
+        """``log p(y_t | y_0 … y_{t-1})`` of each moment."""
+        chain, how = self.lower(model, series)
+        return gaussian.pointwise(chain, **how)
+
+    def standardised_errors(self, model: Any, series: Series) -> Float[Array, "T m"]:
+        """One-step prediction errors, whitened; NaN where missing."""
+        chain, how = self.lower(model, series)
+        run = gaussian.filter(chain, **how)
+        return whiten(series.channels - run.observation_mean, run.observation_covariance)[0]
+
+    def posterior(self, model: Any, series: Series, kind: Any) -> GaussianPosterior:
+        """The law of the states: "filtered" or "smoothed"."""
+        chain, how = self.lower(model, series)
+        state: Any
+        if kind == "smoothed":
+            filtered, state = gaussian.filter_and_smooth(chain, **how)
+        else:
+            filtered = state = gaussian.filter(chain, **how)
+        return GaussianPosterior(
+            mean=state.mean,
+            covariance=state.covariance,
+            times=series.times,
+            log_likelihood=filtered.log_likelihood,
+            pointwise=filtered.pointwise,
+            predicted_mean=filtered.observation_mean,
+            predicted_covariance=filtered.observation_covariance,
+            y=series.channels,
+            lag_one=getattr(state, "lag_one", None),
+            chain=chain,
+            kind=kind,
+            state_names=state_names(model),
+            form=how["form"],
+            parallel=how["parallel"],
+        )
+
+    def sample_states(
+        self, model: Any, series: Series, key: PRNGKeyArray, draws: int
+    ) -> Float[Array, "draws T n"]:
+        """Joint draws of all states given all observations."""
+        chain, how = self.lower(model, series)
+        return gaussian.sample(chain, key, draws, **how)
+
+    def forecast(self, model: Any, series: Series, rows: Array) -> Forecast:
+        """The law of observations at some moments of a recording, of which they are not part."""
+        chain, how = self.lower(model, series)
+        smoothed = gaussian.smooth(chain, **how)
+        mean, covariance = gaussian.observations(
+            chain, smoothed.mean, smoothed.covariance, form=how["form"]
+        )
+        state = GaussianPosterior(
+            mean=smoothed.mean[rows],
+            covariance=smoothed.covariance[rows],
+            times=series.times[rows],
+            chain=chain,
+            rows=rows,
+            kind="smoothed",
+            state_names=state_names(model),
+            form=how["form"],
+            parallel=how["parallel"],
+        )
+        return Forecast(mean[rows], covariance[rows], series.times[rows], state=state)
+
+    def online(self, model: Any, dt: float) -> Online:
+        """The filter one observation at a time."""
+        from statespace.methods.online_kalman import Online
+
+        return Online(model, self, dt)
+
+    def recordings_at_once(self, model: Any, series: Series) -> bool:
+        """Whether a panel is to be smoothed by `vmap`; if not, one recording after the other.
+
+        A smoother of many states calls LAPACK in branches that `vmap` would all take, and that can wait for
+        each other: see :func:`statespace.chains.gaussian.covariances.factorise_moments`.
+        """
+        states = initial_law(model, at(steps_of(series)[0], 0)).mean.shape[0]
+        return states <= UNROLLED or jax.default_backend() != "cpu"
 
 
 def widened(

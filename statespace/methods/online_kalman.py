@@ -1,4 +1,4 @@
-"""The filter one observation at a time, in constant memory."""
+"""The Kalman filter one observation at a time, in constant memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from statespace.chains.gaussian import diffuse
@@ -46,11 +45,16 @@ class OnlineState(NamedTuple):
 
 
 class Online(eqx.Module):
-    """A filter that is fed one observation at a time: see :func:`online`."""
+    """A filter that is fed one observation at a time: see :func:`statespace.online`."""
 
     model: Any
     method: Kalman
     dt: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        initial_law(self.model, _first_step(self.dt))
+        for name in ("transition", "observation"):
+            linear(self.model, name)
 
     @property
     def form(self) -> str:
@@ -91,48 +95,25 @@ class Online(eqx.Module):
         Raises:
             ValueError: if ``time`` is not after the previous observation.
         """
+        check_later(time, state)
         dtype = state.mean.dtype
-        traced = any(isinstance(x, jax.core.Tracer) for x in (time, state.time))
-        if time is not None and not traced and state.index >= 0 and not time > state.time:
-            raise ValueError(
-                f"`time` must be after the previous observation's, {float(state.time)}, got {time}."
-            )
         y = None if y is None else jnp.atleast_1d(jnp.asarray(y, dtype))
         inputs = None if inputs is None else jnp.asarray(inputs, dtype)
         time = None if time is None else jnp.asarray(time, dtype)
         return _update(self, state, y, inputs, time)
 
 
-def online(model: Any, method: Kalman | None = None, *, dt: float = 1.0) -> Online:
-    """A filter that is fed one observation at a time, for use while the recording goes on.
-
-    It gives what :func:`statespace.filter` gives, in constant memory; ``update`` is one compiled call.
-
-    Args:
-        model: a model that the method fits.
-        method: ``Kalman()`` if None.
-        dt: time between observations where ``update`` is given no time; also the ``dt`` of the first step.
+def check_later(time: Any, state: Any) -> None:
+    """Refuse a time that does not follow the previous observation's; traced ones pass.
 
     Raises:
-        TypeError: if the method does not fit the model.
-        ValueError: if ``dt`` is not positive.
-
-    Example:
-        >>> decoder = ss.online(model)
-        >>> state = decoder.init()
-        >>> for y in stream:
-        ...     state = decoder.update(state, y)
-        ...     act(state.mean)
+        ValueError: if it does not.
     """
-    method = Kalman() if method is None else method
-    if not isinstance(method, Kalman):
-        raise TypeError(f"`method` must be a method such as Kalman(), got {method!r}.")
-    if not (np.isfinite(dt) and dt > 0):
-        raise ValueError(f"`dt` must be positive, got {dt}.")
-    initial_law(model, _first_step(dt))
-    for name in ("transition", "observation"):
-        linear(model, name)
-    return Online(model, method, float(dt))
+    traced = any(isinstance(x, jax.core.Tracer) for x in (time, state.time))
+    if time is not None and not traced and state.index >= 0 and not time > state.time:
+        raise ValueError(
+            f"`time` must be after the previous observation's, {float(state.time)}, got {time}."
+        )
 
 
 def _first_step(dt: float) -> Step:

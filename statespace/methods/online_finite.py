@@ -1,0 +1,180 @@
+"""The filter of a finite state one observation at a time, in constant memory, with fixed-lag smoothing."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from statespace.methods.forward_backward import ForwardBackward, initial_probs, transition
+from statespace.methods.online_kalman import check_later
+from statespace.methods.potentials import log_potentials
+from statespace.model import Step
+from statespace.series import Series, assemble
+
+
+class FiniteOnlineState(NamedTuple):
+    """All that the past says of the present.
+
+    Attributes:
+        probs: ``P(z_t = k | y_{0:t})``, shape ``(K,)``.
+        predicted: ``P(z_t = k | y_{0:t-1})``, shape ``(K,)``.
+        smoothed: ``P(z_{t-l} = k | y_{0:t})`` for l = 0 … lag, shape ``(lag + 1, K)``; NaN before
+            the beginning.
+        log_likelihood: ``log p(y_{0:t})``.
+        index: the moment t; -1 before the first.
+        time: its time.
+        past: the last filtered laws, newest first, shape ``(lag, K)``.
+        forward: the last predictions, newest first, shape ``(lag, K)``.
+        kernels: the last transition matrices, newest first, shape ``(lag, K, K)``.
+        history: the last observations, newest first, where the model's observations depend on them.
+    """
+
+    probs: Float[Array, " K"]
+    predicted: Float[Array, " K"]
+    smoothed: Float[Array, "lag+1 K"]
+    log_likelihood: Float[Array, ""]
+    index: Int[Array, ""]  # type: ignore[assignment]  # not the method of tuples
+    time: Float[Array, ""]
+    past: Float[Array, "lag K"]
+    forward: Float[Array, "lag K"]
+    kernels: Float[Array, "lag K K"]
+    history: Float[Array, "p m"] | None
+
+
+class FiniteOnline(eqx.Module):
+    """A filter that is fed one observation at a time: see :func:`statespace.online`.
+
+    ``ForwardBackward(lag=L)`` makes it revise the last L states with each observation.
+    """
+
+    model: Any
+    method: ForwardBackward
+    dt: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        transition(self.model)
+        initial_probs(self.model, Step(0, 0.0, self.dt))
+
+    def init(self, channels: int = 1) -> FiniteOnlineState:
+        """The state before the first observation.
+
+        Args:
+            channels: the number of observed channels, where observations depend on earlier ones.
+        """
+        probs = initial_probs(self.model, Step(0, 0.0, self.dt))
+        probs = probs if jnp.issubdtype(probs.dtype, jnp.inexact) else probs.astype(float)
+        k, lag, dtype = len(probs), self.method.lag, probs.dtype
+        lags = getattr(self.model.observation, "lags", 0)
+        nothing = jnp.full((lag, k), jnp.nan, dtype)
+        return FiniteOnlineState(
+            probs=probs,
+            predicted=probs,
+            smoothed=jnp.full((lag + 1, k), jnp.nan, dtype),
+            log_likelihood=jnp.zeros((), dtype),
+            index=jnp.asarray(-1),
+            time=jnp.asarray(-self.dt, dtype),
+            past=nothing,
+            forward=nothing,
+            kernels=jnp.zeros((lag, k, k), dtype),
+            history=jnp.full((lags, channels), jnp.nan, dtype) if lags else None,
+        )
+
+    def update(
+        self, state: FiniteOnlineState, y: Any, inputs: Any = None, time: Any = None
+    ) -> FiniteOnlineState:
+        """The state after one more observation.
+
+        Args:
+            state: from ``init()`` or the previous ``update``.
+            y: the observation, shape ``(m,)`` or a number; NaN where missing.
+            inputs: shape ``(k,)``, where the model uses inputs.
+            time: when it was made; default: ``dt`` after the previous one.
+
+        Raises:
+            ValueError: if ``time`` is not after the previous observation.
+        """
+        check_later(time, state)
+        dtype = state.probs.dtype
+        y = jnp.atleast_1d(jnp.asarray(y, dtype))
+        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
+        time = None if time is None else jnp.asarray(time, dtype)
+        return _update(self, state, y, inputs, time)
+
+
+@eqx.filter_jit
+def _update(
+    filter: FiniteOnline,
+    state: FiniteOnlineState,
+    y: Array,
+    inputs: Array | None,
+    time: Array | None,
+) -> FiniteOnlineState:
+    model, dtype = filter.model, state.probs.dtype
+    time = state.time + filter.dt if time is None else time
+    first = state.index < 0
+    dt = jnp.where(first, filter.dt, time - state.time)
+    step = Step(state.index + 1, time, dt, inputs)
+    kernel = model.transition.matrix(step).astype(dtype)
+    predicted = jnp.where(first, initial_probs(model, step), state.probs @ kernel)
+
+    weights = jnp.log(predicted) + _potential(
+        model.observation, state.history, y, step, len(predicted)
+    )
+    evidence = jax.nn.logsumexp(weights)
+    possible = jnp.isfinite(evidence)
+    probs = jnp.where(possible, jnp.exp(weights - jnp.where(possible, evidence, 0.0)), predicted)
+
+    def back(ratios: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        kernel, past, forward = at
+        smoothed = past * (kernel @ ratios)
+        return _ratio(smoothed, forward), smoothed
+
+    lag = filter.method.lag
+    keep = lambda new, old: jnp.concatenate([new[None], old])[:lag]
+    kernels = keep(kernel, state.kernels)
+    _, revised = jax.lax.scan(back, _ratio(probs, predicted), (kernels, state.past, state.forward))
+    history = state.history
+    if history is not None:
+        history = jnp.concatenate([y[None], history[:-1]])
+    return FiniteOnlineState(
+        probs=probs,
+        predicted=predicted,
+        smoothed=jnp.concatenate([probs[None], revised]),
+        log_likelihood=state.log_likelihood + evidence,
+        index=state.index + 1,
+        time=time,
+        past=keep(probs, state.past),
+        forward=keep(predicted, state.forward),
+        kernels=kernels,
+        history=history,
+    )
+
+
+def _ratio(smoothed: Array, predicted: Array) -> Array:
+    """Smoothed over predicted probabilities; a state that was impossible stays so."""
+    return jnp.where(predicted > 0, smoothed / jnp.where(predicted > 0, predicted, 1.0), 0.0)
+
+
+def _potential(
+    observation: Any, history: Array | None, y: Array, step: Step, states: int
+) -> Float[Array, " K"]:
+    """``log p(y | state k)`` of one observation after its history."""
+    rows = y[None] if history is None else jnp.concatenate([history[::-1], y[None]])
+    count = len(rows)
+    steps = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), step)
+    series = assemble(
+        Series,
+        y=rows,
+        times=steps.time,
+        inputs=steps.inputs,
+        intervals=steps.dt,
+        state_weights=None,
+        complete=None,
+        dt=None,
+        labels=None,
+    )
+    return log_potentials(observation, series, steps, states)[-1]
