@@ -16,7 +16,10 @@ from jaxtyping import Array, Bool, Float
 
 _JUMPS = 8.0  # jumps of the uniformised chain that one sum over their number is to cover
 _TERMS = 44  # of that sum: what it leaves out has a probability below 1e-18
-_NEAR, _FAR = 8, 40  # doublings of the interval so covered: for gaps, and for what is next to eternity
+_NEAR, _FAR = (
+    8,
+    40,
+)  # doublings of the interval so covered: for gaps, and for what is next to eternity
 
 
 def generator_of(rates: Float[Array, "*b K K"]) -> Float[Array, "*b K K"]:

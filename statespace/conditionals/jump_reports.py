@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from statespace.conditionals.generators import generator_of
 
 
+@jax.jit
 def stationary_law(generator: Float[Array, "K K"]) -> Float[Array, " K"]:
     """``p`` with ``p Q = 0``, summing to one.
 
@@ -49,6 +50,7 @@ def stationary_law(generator: Float[Array, "K K"]) -> Float[Array, " K"]:
     return jax.lax.scan(add, first, (order[::-1], visits[::-1]))[0]
 
 
+@jax.jit
 def until_absorbed(
     generator: Float[Array, "K K"], inside: Bool[Array, " K"], earned: Float[Array, " K"]
 ) -> Float[Array, " K"]:
@@ -107,6 +109,7 @@ def _times(a: Array, b: Array) -> Array:
     return jnp.where(some, jnp.where(some, a, 1) * jnp.where(some, b, 1), 0)
 
 
+@jax.jit
 def mean_first_passage_times(generator: Float[Array, "K K"]) -> Float[Array, "K K"]:
     """Expected time until state j (column) is first entered from state i (row); zero on the diagonal."""
     one = jnp.ones(generator.shape[0], generator.dtype)
@@ -114,6 +117,7 @@ def mean_first_passage_times(generator: Float[Array, "K K"]) -> Float[Array, "K 
     return jax.vmap(to)(jnp.eye(generator.shape[0], dtype=bool)).T
 
 
+@jax.jit
 def mean_first_passage_time(
     generator: Float[Array, "K K"], target: Bool[Array, " K"]
 ) -> Float[Array, " K"]:
@@ -121,6 +125,7 @@ def mean_first_passage_time(
     return until_absorbed(generator, ~target, jnp.ones(generator.shape[0], generator.dtype))
 
 
+@jax.jit
 def committor(
     generator: Float[Array, "K K"], source: Bool[Array, " K"], target: Bool[Array, " K"]
 ) -> Float[Array, " K"]:
@@ -151,6 +156,7 @@ def flows(generator: Float[Array, "K K"]) -> Float[Array, "K K"]:
     return jnp.maximum(stationary_law(generator)[:, None] * generator, 0)
 
 
+@jax.jit
 def entropy_production(generator: Float[Array, "K K"]) -> Float[Array, ""]:
     """Per unit of time, in nats: ``1/2 sum_ij (f_ij - f_ji) log(f_ij / f_ji)`` of the stationary flows ``f``.
 
@@ -186,4 +192,5 @@ def closed_classes(rates: Any) -> list[tuple[int, ...]]:
     links = np.asarray(generator_of(jnp.asarray(rates))) > 0
     count, member = connected_components(links, connection="strong")
     leaves = {member[i] for i, j in np.argwhere(links) if member[i] != member[j]}
-    return [tuple(np.flatnonzero(member == c).tolist()) for c in range(count) if c not in leaves]
+    closed = [tuple(np.flatnonzero(member == c).tolist()) for c in range(count) if c not in leaves]
+    return sorted(closed)

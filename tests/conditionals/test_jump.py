@@ -60,9 +60,7 @@ def test_rare_jumps_and_the_distant_future_keep_their_digits():
         np.testing.assert_allclose(transition_probabilities(q, jnp.asarray(dt))[0, 1], moved, 1e-13)
     stiff = jnp.asarray([[-1.0 - a, 1.0, a], [1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
     left = transition_probabilities(stiff, jnp.asarray(1e8))[0, 2]
-    slow = scipy.linalg.eigvals(np.asarray(stiff)[:2, :2]).real.max()
     np.testing.assert_allclose(left, -np.expm1(1e8 * -a / 2), rtol=1e-6)
-    assert slow < 0
     assert np.all(np.isfinite(transition_probabilities(q * 1e300, jnp.asarray(1e300))))
 
 
@@ -97,7 +95,7 @@ def test_derivatives_in_both_modes_and_through_vmap():
     step = 1e-4
     second = jax.jvp(jax.grad(f), (q,), (direction,))[1]
     numeric = (jax.grad(f)(q + step * direction) - jax.grad(f)(q - step * direction)) / (2 * step)
-    np.testing.assert_allclose(second, numeric, atol=1e-6)
+    np.testing.assert_allclose(second, numeric, rtol=1e-6, atol=1e-6)
     both = jax.jit(jax.vmap(jax.grad(f)))(jnp.stack([q, 2 * q]))
     np.testing.assert_allclose(both[1], jax.grad(f)(2 * q), rtol=1e-9, atol=1e-12)
 
@@ -106,8 +104,9 @@ def test_float32():
     q = jnp.asarray(GENERATORS["dense"], jnp.float32)
     probs = every(q, jnp.asarray(INTERVALS, jnp.float32))
     assert probs.dtype == jnp.float32
-    exact = np.stack([scipy.linalg.expm(np.asarray(q, float) * dt) for dt in INTERVALS])
-    np.testing.assert_allclose(probs, exact, atol=5e-6)
+    rates = np.array(generator_of(q.astype(float)))  # the diagonal of q itself is rounded
+    exact = np.stack([scipy.linalg.expm(rates * np.float32(dt)) for dt in INTERVALS])
+    np.testing.assert_allclose(probs, exact, atol=1e-6)
     np.testing.assert_allclose(probs.sum(axis=2), 1, rtol=5e-7)
 
 
@@ -138,7 +137,9 @@ def test_path_likelihood_written_out():
     jumps[0, 2] = jumps[2, 1] = 1
     statistics = JumpStatistics(jnp.array([0.3, 0.2, 1.1]), jnp.asarray(jumps))
     expected = np.log(q[0, 2]) + np.log(q[2, 1]) + 0.3 * q[0, 0] + 1.1 * q[2, 2] + 0.2 * q[1, 1]
-    np.testing.assert_allclose(path_log_likelihood(jnp.asarray(q), statistics), expected, rtol=1e-13)
+    np.testing.assert_allclose(
+        path_log_likelihood(jnp.asarray(q), statistics), expected, rtol=1e-13
+    )
     q[2, 1] = 0
     assert path_log_likelihood(jnp.asarray(q), statistics) == -np.inf
 
@@ -202,7 +203,7 @@ class TestReports:
             steps.append(1 / up + down / up * steps[-1])
         passage = q.mean_first_passage_times()
         np.testing.assert_allclose(passage[:, 3], [sum(steps[i:]) for i in range(4)], rtol=1e-13)
-        np.testing.assert_allclose(q.mean_first_passage_time([0, 3])[[0, 3]], 0)
+        np.testing.assert_allclose(q.mean_first_passage_time([0, 3])[jnp.array([0, 3])], 0)
         ratio = (down / up) ** np.arange(3)  # gambler's ruin
         np.testing.assert_allclose(
             q.committor(0, 3), np.r_[0, np.cumsum(ratio)] / ratio.sum(), rtol=1e-13
@@ -279,13 +280,19 @@ class TestReports:
     ("make", "message"),
     [
         (lambda: ss.RateMatrix([[0, -1.0], [1, 0]]), r"from state 0 to state 1 \(row 0\) is -1"),
-        (lambda: ss.RateMatrix([[0, 1.0], [np.nan, 0]]), r"from state 1 to state 0 \(row 1\) is nan"),
+        (
+            lambda: ss.RateMatrix([[0, 1.0], [np.nan, 0]]),
+            r"from state 1 to state 0 \(row 1\) is nan",
+        ),
         (lambda: ss.RateMatrix([1.0, 2.0]), r"`rates` must have shape \(K, K\), got \(2,\)"),
         (
             lambda: ss.RateMatrix.from_generator([[-1.0, 1.0], [2.0, -1.5]]),
             "row 1 sums to 0.5: its diagonal entry is -1.5, and minus the sum of its rates is -2",
         ),
-        (lambda: ss.RateMatrix(np.ones((2, 2)), edges=[(0, 0)]), r"two of the states 0 to 1, got \(0, 0\)"),
+        (
+            lambda: ss.RateMatrix(np.ones((2, 2)), edges=[(0, 0)]),
+            r"two of the states 0 to 1, got \(0, 0\)",
+        ),
         (lambda: ss.RateMatrix(np.ones((2, 2)), edges=[(0, 1), (0, 1)]), "a jump twice"),
         (lambda: ss.RateMatrix(np.ones((2, 2))).mean_first_passage_time(2), "states from 0 to 1"),
         (lambda: ss.RateMatrix(np.ones((3, 3))).committor(0, [0, 1]), "must not share states"),
