@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.chains.finite import algebra
+from statespace.chains.batching import fall_back
+from statespace.chains.finite import algebra, associative
 from statespace.chains.finite.scaled import largest
 from statespace.chains.finite.types import Chain
-from statespace.chains.moments import scan_moments
+from statespace.chains.moments import scan_moments, vmap_moments
 
 
 class Forward(NamedTuple):
@@ -44,8 +46,10 @@ def absorb(predicted: Array, potential: Array) -> tuple[Array, Array, Array]:
     return predicted + weights, weights, evidence
 
 
-def forward(chain: Chain) -> Forward:
-    """The filter."""
+def forward(chain: Chain, parallel: bool = False) -> Forward:
+    """The filter. The associative scan cannot pass over impossible moments, and gives way to the loop."""
+    if parallel:
+        return _scan_or_loop(*chain)
     matrices = algebra.log(chain.transitions)
     first = algebra.log(chain.initial)
     start = absorb(first, chain.potentials[0])
@@ -63,8 +67,31 @@ def forward(chain: Chain) -> Forward:
     )
 
 
-def backward(chain: Chain, weights: Float[Array, "T K"]) -> Float[Array, "T K"]:
-    """Logarithm of ``p(z_t | y_{0:T-1}) / p(z_t | y_{0:t})``."""
+def _loop(initial: Array, transitions: Array, potentials: Array) -> Forward:
+    return forward(Chain(initial, transitions, potentials))
+
+
+def _scan(initial: Array, transitions: Array, potentials: Array) -> tuple[Forward, Array]:
+    matrices, first = algebra.log(transitions), algebra.log(initial)
+    laws = associative.from_start(first, matrices, potentials, associative.sum_product)
+    total = algebra.logsumexp(laws, axis=1)[:, None]
+    laws = laws - jnp.where(jnp.isneginf(total), 0, total)
+    predicted = first[None]
+    if len(potentials) > 1:
+        predicted = jnp.concatenate([predicted, vmap_moments(move, laws[:-1], matrices)])
+    filtered, weights, evidence = jax.vmap(absorb)(predicted, potentials)
+    return Forward(predicted, filtered, weights, evidence), jnp.any(jnp.isneginf(evidence))
+
+
+_scan_or_loop = fall_back(_scan, _loop)
+
+
+def backward(
+    chain: Chain, weights: Float[Array, "T K"], parallel: bool = False
+) -> Float[Array, "T K"]:
+    """Logarithm of ``p(z_t | y_{0:T-1}) / p(z_t | y_{0:t})``, up to a constant per moment."""
+    if parallel:
+        return associative.from_end(algebra.log(chain.transitions), weights)
 
     def step(after: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         matrix, weight = at
@@ -77,9 +104,11 @@ def backward(chain: Chain, weights: Float[Array, "T K"]) -> Float[Array, "T K"]:
     return jnp.concatenate([before, last[None]])
 
 
-def smooth(chain: Chain, run: Forward) -> tuple[Float[Array, "T K"], Float[Array, "T K"]]:
+def smooth(
+    chain: Chain, run: Forward, parallel: bool = False
+) -> tuple[Float[Array, "T K"], Float[Array, "T K"]]:
     """Logarithms of ``p(z_t | y_{0:T-1})`` and of its ratio to the predicted law."""
-    after = backward(chain, run.weights)
+    after = backward(chain, run.weights, parallel)
     probs = run.filtered + after
     total = algebra.logsumexp(probs, axis=1)[:, None]
     total = jnp.where(jnp.isneginf(total), 0, total)

@@ -65,54 +65,64 @@ def total(pointwise: Float[Array, " T"]) -> Float[Array, ""]:
 
 @cache
 def _passes(want: Want, parallel: bool) -> Callable[..., Results]:
-    def in_logs(initial, transitions, potentials, mask) -> Results:
-        return _in_logs(Chain(initial, transitions, potentials), mask, want, parallel)
+    def robust(initial, transitions, potentials, mask) -> Results:
+        chain = Chain(initial, transitions, potentials)
+        results, past, ratios = _in_logs(chain, want, parallel)
+        if want == "counts":
+            return results._replace(sums=logs.counts(chain, past.filtered, ratios, mask))
+        if want == "slopes":
+            return results._replace(sums=logs.slopes(chain, past.filtered, ratios))
+        return results
 
-    def in_probabilities(initial, transitions, potentials, mask) -> tuple[Results, Array]:
-        return _in_probabilities(Chain(initial, transitions, potentials), mask, want)
+    def fast(initial, transitions, potentials, mask) -> tuple[Results, Array]:
+        chain = Chain(initial, transitions, potentials)
+        if parallel:
+            results, *_ = _in_logs(chain, want, parallel)
+            # only the sums need more than the probabilities themselves
+            failed = scaled.scarce(transitions, potentials, results.predicted, results.probs)
+            failed = failed & (want in ("counts", "slopes"))
+        else:
+            results, failed = _in_probabilities(chain, want)
+        if want == "counts":
+            results = results._replace(sums=_counts(chain, results, mask))
+        elif want == "slopes":
+            results = results._replace(sums=_slopes(chain, results))
+        return results, failed
 
-    return in_logs if parallel else fall_back(in_probabilities, in_logs)
+    return fall_back(fast, robust)
 
 
-def _in_probabilities(chain: Chain, mask: Array, want: Want) -> tuple[Results, Array]:
+def _in_probabilities(chain: Chain, want: Want) -> tuple[Results, Array]:
     past = scaled.forward(chain)
     results = Results(past.filtered, past.predicted, past.pointwise)
-    if want == "filtered":
-        return results, past.extreme
-    probs, ratios = scaled.smooth(chain, past)
-    results = results._replace(smoothed=probs, ratios=ratios)
-    if want == "counts":
-        results = results._replace(sums=_counts(chain, past.filtered, ratios, mask))
-    elif want == "slopes":
-        results = results._replace(sums=_slopes(chain, past.filtered, ratios))
+    if want != "filtered":
+        probs, ratios = scaled.smooth(chain, past)
+        results = results._replace(smoothed=probs, ratios=ratios)
     return results, past.extreme
 
 
-def _in_logs(chain: Chain, mask: Array, want: Want, parallel: bool) -> Results:
-    past = logs.forward(chain)
+def _in_logs(
+    chain: Chain, want: Want, parallel: bool
+) -> tuple[Results, logs.Forward, Array | None]:
+    past = logs.forward(chain, parallel)
     results = Results(jnp.exp(past.filtered), jnp.exp(past.predicted), past.pointwise)
     if want == "filtered":
-        return results
-    probs, ratios = logs.smooth(chain, past)
+        return results, past, None
+    probs, ratios = logs.smooth(chain, past, parallel)
     results = results._replace(smoothed=jnp.exp(probs), ratios=logs.linear(ratios))
-    if want == "counts":
-        sums = logs.counts(chain, past.filtered, ratios, mask)
-        results = results._replace(sums=sums)
-    elif want == "slopes":
-        sums = logs.slopes(chain, past.filtered, ratios)
-        results = results._replace(sums=sums)
-    return results
+    return results, past, ratios
 
 
-def _counts(chain: Chain, filtered: Array, ratios: Array, mask: Array) -> Array:
-    left, right, a = filtered[:-1] * (mask[:-1] * mask[1:])[:, None], ratios[1:], chain.transitions
+def _counts(chain: Chain, found: Results, mask: Array) -> Float[Array, "K K"]:
+    left = found.probs[:-1] * (mask[:-1] * mask[1:])[:, None]
+    right, a = found.ratios[1:], chain.transitions
     if len(a) == 1:
         return a[0] * (left.T @ right)
     return jnp.sum(left[:, :, None] * a * right[:, None, :], axis=0)
 
 
-def _slopes(chain: Chain, filtered: Array, ratios: Array) -> Array:
-    left, right = filtered[:-1], ratios[1:]
+def _slopes(chain: Chain, found: Results) -> Float[Array, "S K K"]:
+    left, right = found.probs[:-1], found.ratios[1:]
     if len(chain.transitions) == 1:
         return (left.T @ right)[None]
     return left[:, :, None] * right[:, None, :]

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from statespace.chains.batching import fall_back
-from statespace.chains.finite import algebra, logs, scaled
+from statespace.chains.finite import algebra, associative, logs, scaled
+from statespace.chains.finite.passes import use_parallel
 from statespace.chains.finite.types import Chain, length
 from statespace.chains.moments import scan_moments
 
@@ -34,6 +35,8 @@ def paths(
 
     The distribution function of each state, from the last moment to the first, is inverted at them.
     """
+    if use_parallel(parallel, chain):
+        return _composed(*chain, uniforms)
     return _paths(*chain, uniforms)
 
 
@@ -65,6 +68,20 @@ def _backward(back, last: Array, matrices: Array, past, uniforms: Array) -> Arra
     arrays = (matrices, past.filtered[:-1], uniforms.T[:-1])
     before = scan_moments(back, last, arrays, uniforms.shape[1] - 1, reverse=True)[1]
     return jnp.concatenate([before, last[None]]).T
+
+
+def _composed(initial, transitions, potentials, uniforms):
+    past = logs.forward(Chain(initial, transitions, potentials), True)
+    matrices = algebra.log(transitions)
+
+    def pick(x: Array, u: Array) -> Array:
+        return choose(_to_linear(x), u)
+
+    def path(u: Array) -> Array:
+        last = pick(past.filtered[-1], u[-1])
+        return associative.trace_back(pick, last, matrices, past.filtered, u)
+
+    return jax.vmap(path)(uniforms)
 
 
 _paths = fall_back(_of_probabilities, _of_logs)

@@ -5,20 +5,30 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from statespace.chains.finite import algebra
+from statespace.chains.finite import algebra, associative
+from statespace.chains.finite.passes import use_parallel
 from statespace.chains.finite.types import Chain, length
 from statespace.chains.moments import compensated_sum, scan_moments
 
 
-def viterbi(chain: Chain) -> tuple[Int[Array, " T"], Float[Array, ""]]:
+def viterbi(
+    chain: Chain, parallel: bool | None = None
+) -> tuple[Int[Array, " T"], Float[Array, ""]]:
     """The path of highest joint probability with the data, and the log of that (Viterbi 1967).
 
     Of equally probable paths, the one whose last state has the lowest number, then the last but one, and so
-    on. If no path is possible, the value is ``-inf``.
+    on. If no path is possible, the value is ``-inf``. ``parallel`` as in
+    :func:`statespace.chains.finite.filter`.
     """
     matrices, first = algebra.log(chain.transitions), algebra.log(chain.initial)
     height = jnp.max(chain.potentials, axis=1, keepdims=True)
     potentials = chain.potentials - jnp.where(jnp.isneginf(height), 0, height)
+
+    if use_parallel(parallel, chain):
+        best = associative.from_start(first, matrices, potentials, associative.max_product)
+        last = _best(best[-1])
+        path = associative.trace_back(_best, last, matrices, best)
+        return path, joint_log_prob(chain, path)
 
     def forward(best: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         matrix, potential = at
@@ -34,13 +44,17 @@ def viterbi(chain: Chain) -> tuple[Int[Array, " T"], Float[Array, ""]]:
 
     def back(state: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         matrix, best = at
-        state = jnp.argmax(best + matrix[:, state]).astype(jnp.int32)
+        state = _best(best + matrix[:, state])
         return state, state
 
-    last = jnp.argmax(best[-1]).astype(jnp.int32)
+    last = _best(best[-1])
     before = scan_moments(back, last, (matrices, best[:-1]), steps, reverse=True)[1]
     path = jnp.concatenate([before, last[None]])
     return path, joint_log_prob(chain, path)
+
+
+def _best(scores: Array) -> Array:
+    return jnp.argmax(scores).astype(jnp.int32)
 
 
 def joint_log_prob(chain: Chain, path: Int[Array, " T"]) -> Float[Array, ""]:

@@ -1,0 +1,218 @@
+"""Filter, smoother, counts, likelihood and online steps of the finite chain against enumeration."""
+
+from functools import cache, partial
+
+import enumeration
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from statespace.chains import finite
+
+CASES = enumeration.cases()
+FORMS = pytest.mark.parametrize("parallel", [False, True], ids=["sequential", "parallel"])
+EVERY = pytest.mark.parametrize("case", CASES)
+EPS = float(jnp.finfo(jnp.float64).eps)
+
+
+def chain_of(arrays, dtype=float):
+    return finite.Chain(*(jnp.asarray(x, dtype) for x in arrays))
+
+
+@cache
+def oracle(case):
+    return enumeration.Paths(*CASES[case])
+
+
+@partial(jax.jit, static_argnums=1)
+def everything(chain, parallel):
+    mask = jnp.asarray([True] * 4 + [False] * 2)
+    smoothed = finite.smooth(chain, parallel)
+    return {
+        "smoothed": smoothed,
+        "filtered": finite.filter(chain, parallel),
+        "pairs": finite.pairs(chain, smoothed),
+        "counts": finite.expected_counts(chain, parallel=parallel),
+        "masked": finite.expected_counts(chain, mask, parallel),
+        "pointwise": finite.pointwise(chain, parallel),
+        "log_likelihood": finite.log_likelihood(chain, parallel),
+    }
+
+
+def close(got, expected, tolerance=1e-12):
+    np.testing.assert_allclose(np.asarray(got), np.asarray(expected, float), tolerance, tolerance)
+
+
+@EVERY
+@FORMS
+def test_against_all_paths(case, parallel):
+    got, paths = everything(chain_of(CASES[case]), parallel), oracle(case)
+    filtered, pointwise = paths.filtered()
+    marginals, pairs = paths.marginals(), paths.pairs()
+    close(got["log_likelihood"], paths.log_likelihood)
+    close(got["pointwise"], pointwise)
+    for f in (got["filtered"], got["smoothed"].filtered):
+        close(f.probs, filtered)
+        close(f.predicted, paths.predicted())
+        close(f.pointwise, pointwise)
+        close(f.log_likelihood, paths.log_likelihood)
+    close(got["smoothed"].probs, marginals)
+    close(got["pairs"], pairs)
+    counts = got["counts"]
+    close(counts.initial, marginals[0])
+    close(counts.transitions, pairs.sum(0))
+    close(counts.occupancy, marginals)
+    close(counts.log_likelihood, paths.log_likelihood)
+    masked = got["masked"]
+    close(masked.initial, marginals[0])
+    close(masked.transitions, pairs[:3].sum(0))
+    close(masked.occupancy, np.where(np.arange(6)[:, None] < 4, marginals, 0))
+
+
+@EVERY
+@FORMS
+def test_ratios_are_of_the_smoothed_to_the_predicted_law(case, parallel):
+    ratios = everything(chain_of(CASES[case]), parallel)["smoothed"].ratios
+    assert np.isfinite(ratios).all()
+    assert (ratios >= 0).all()
+    predicted, marginals = oracle(case).predicted(), oracle(case).marginals()
+    some = predicted > 1e-280
+    close(np.asarray(ratios)[some], (marginals[some] / predicted[some]))
+
+
+def test_a_batch_is_its_members():
+    """Some of them in need of logarithms, nested in two batch axes, parameters shared or not."""
+    constant = [c for c in CASES.values() if len(c[1]) == 1]
+    chains = [chain_of(c) for c in constant[:8]]
+    batch = jax.tree.map(lambda *x: jnp.stack(x).reshape(2, 4, *x[0].shape), *chains)
+    twice = jax.jit(jax.vmap(jax.vmap(lambda c: everything(c, False))))
+    got = jax.tree.map(lambda x: x.reshape(8, *x.shape[2:]), twice(batch))
+    for i, chain in enumerate(chains):
+        alone = everything(chain, False)
+        jax.tree.map(partial(close, tolerance=1e-13), jax.tree.map(lambda x: x[i], got), alone)
+    shared = chains[0]
+    many = jax.vmap(lambda w: finite.smooth(shared._replace(potentials=w)))(batch.potentials[0])
+    for i in range(4):
+        alone = finite.smooth(shared._replace(potentials=batch.potentials[0, i]))
+        jax.tree.map(partial(close, tolerance=1e-13), jax.tree.map(lambda x: x[i], many), alone)
+
+
+@FORMS
+@pytest.mark.parametrize("states", [1, 3, 11])
+@pytest.mark.parametrize("moments", [1, 2])
+def test_one_state_and_one_moment(states, moments, parallel):
+    arrays = enumeration.random_chain(0, states, moments)
+    chain, paths = chain_of(arrays), enumeration.Paths(*arrays)
+    if moments == 1:
+        chain = chain._replace(transitions=jnp.zeros((0, states, states)))
+    smoothed = finite.smooth(chain, parallel)
+    close(smoothed.probs, paths.marginals())
+    close(finite.log_likelihood(chain, parallel), paths.log_likelihood)
+    close(finite.pairs(chain, smoothed), paths.pairs())
+    close(finite.expected_counts(chain, parallel=parallel).transitions, paths.pairs().sum(0))
+    close(finite.viterbi(chain, parallel)[0], paths.best()[0])
+    assert finite.sample(chain, jax.random.key(0), 3, parallel).shape == (3, moments)
+    for x in jax.grad(finite.log_likelihood)(chain, parallel):
+        assert np.isfinite(x).all()
+
+
+@FORMS
+@pytest.mark.parametrize("varying", [False, True])
+def test_many_states_on_a_long_recording(varying, parallel):
+    """Beyond the sizes that are written out, against the recursions in extended precision."""
+    arrays = enumeration.random_chain(7, 11, 40, varying, spread=3.0)
+    initial, a, w = (np.asarray(x, enumeration.REAL) for x in arrays)
+    a = np.broadcast_to(a, (39, 11, 11))
+    laws, values, law = [], [], initial
+    for t in range(40):
+        joint = law * np.exp(w[t])
+        values.append(np.log(joint.sum()))
+        laws.append(joint / joint.sum())
+        law = laws[-1] @ a[t] if t < 39 else None
+    after = [np.ones(11, enumeration.REAL)]
+    for t in reversed(range(39)):
+        after.insert(0, a[t] @ (np.exp(w[t + 1] - values[t + 1]) * after[0]))
+    chain = chain_of(arrays)
+    smoothed = jax.jit(finite.smooth, static_argnums=1)(chain, parallel)
+    close(smoothed.filtered.pointwise, values)
+    close(smoothed.filtered.log_likelihood, np.sum(values), 1e-14)
+    close(smoothed.probs, np.array(laws) * np.array(after))
+
+
+@FORMS
+@pytest.mark.parametrize("name", enumeration.IMPOSSIBLE)
+def test_impossible_data_have_no_likelihood_and_are_passed_over(name, parallel):
+    initial, a, w = enumeration.IMPOSSIBLE[name]
+    got = everything(chain_of((initial, a, w)), parallel)
+    assert got["log_likelihood"] == -np.inf
+    pointwise = np.asarray(got["pointwise"])
+    moment = int(np.argmin(pointwise))
+    assert pointwise[moment] == -np.inf
+    # the same recording in which that moment says nothing
+    blind = np.array(w, float)
+    blind[moment] = 0
+    paths = enumeration.Paths(initial, a, blind)
+    close(got["smoothed"].probs, paths.marginals())
+    close(got["filtered"].probs, paths.filtered()[0])
+    close(got["pairs"], paths.pairs())
+    close(got["counts"].transitions, paths.pairs().sum(0))
+    assert np.isfinite(np.delete(pointwise, moment)).all()
+
+
+@EVERY
+@FORMS
+def test_float32(case, parallel):
+    """Its range is e^±87: more of the cases need logarithms, all come out right."""
+    arrays = [np.asarray(x, np.float32) for x in CASES[case]]
+    paths = enumeration.Paths(*arrays)  # of the numbers as rounded
+    got = everything(chain_of(arrays, jnp.float32), parallel)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(got))
+    size = float(max(abs(paths.log_likelihood), np.abs(arrays[2][np.isfinite(arrays[2])]).max(), 1))
+    close(got["log_likelihood"], paths.log_likelihood, 3e-7 * size)
+    close(got["smoothed"].probs, paths.marginals(), 1e-6 * size)
+    close(got["pairs"], paths.pairs(), 1e-6 * size)
+    close(got["counts"].transitions, paths.pairs().sum(0), 1e-6 * size)
+
+
+@FORMS
+def test_float32_on_a_long_recording(parallel):
+    """Rounding must not add up over 20,000 moments."""
+    arrays = enumeration.random_chain(8, 3, 20_000)
+    low = [np.asarray(x, np.float32) for x in arrays]
+    low[1] = low[1] / low[1].sum(-1, keepdims=True)
+    smooth = jax.jit(finite.smooth, static_argnums=1)
+    got, exact = smooth(chain_of(low, jnp.float32), parallel), smooth(chain_of(low), False)
+    close(got.probs, exact.probs, 2e-6)
+    close(got.filtered.log_likelihood, exact.filtered.log_likelihood, 1e-6)
+
+
+@pytest.mark.parametrize("case", ["varying", "impossible states", "the first moment misleads"])
+def test_online_with_a_fixed_lag(case):
+    initial, a, w = chain_of(CASES[case])
+    filtered, pointwise = oracle(case).filtered()
+    step = jax.jit(finite.step)
+    window = finite.start(initial, w[0], lag=2)
+    for t in range(6):
+        if t > 0:
+            window = step(window, a[min(t, len(a)) - 1], w[t])
+        assert window.index == t
+        close(window.probs, filtered[t])
+        close(window.predicted, oracle(case).predicted()[t])
+        close(window.pointwise, pointwise[t])
+        close(window.log_likelihood, pointwise[: t + 1].sum())
+        smoothed = finite.fixed_lag(window)
+        assert smoothed.shape == (3, 3)
+        expected = oracle(case).prefix(t).marginals()[-3:]
+        close(smoothed[-len(expected) :], expected)
+        assert np.isnan(smoothed[: -len(expected)]).all()
+
+
+def test_online_passes_over_impossible_data():
+    initial, a, w = chain_of(enumeration.IMPOSSIBLE["after a transition"])
+    window = finite.start(initial, w[0], lag=1)
+    for t in range(1, 6):
+        window = finite.step(window, a[0], w[t])
+    assert window.log_likelihood == -np.inf
+    close(window.probs, finite.filter(finite.Chain(initial, a, w)).probs[-1])
+    assert np.isfinite(finite.fixed_lag(window)).all()
