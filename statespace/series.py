@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -194,9 +195,12 @@ class Panel(eqx.Module):
         longest = max(self.lengths)
         dtype = jnp.result_type(*(s.y.dtype for s in series))
         known = [s.state_weights.shape[1] for s in series if s.state_weights is not None]
-        parts = [_pad(s, longest, known[0] if known else None) for s in series]
+        # NumPy where it can be: of thousands of recordings JAX would compile one operation each
+        xp = jnp if any(is_traced(leaf) for leaf in jax.tree.leaves(series)) else np
+        parts = [_pad(s, longest, known[0] if known else None, xp) for s in series]
         self.y, self.times, self.intervals, self.inputs, self.state_weights = (
-            None if column[0] is None else jnp.stack(column).astype(dtype) for column in zip(*parts)
+            None if column[0] is None else jnp.asarray(xp.stack(column)).astype(dtype)
+            for column in zip(*parts)
         )
         self.facts = tuple((s.complete, s.dt) for s in series)
         labels = tuple(s.labels for s in series)
@@ -413,21 +417,22 @@ def _input_count(series: Series) -> int:
     return 0 if series.inputs is None else series.inputs.shape[1]
 
 
-def _pad(series: Series, length: int, states: int | None) -> tuple[Any, ...]:
+def _pad(series: Series, length: int, states: int | None, xp: Any) -> tuple[Any, ...]:
     """``y``, times, intervals, inputs and state weights of a recording, continued to the length."""
     extra = length - len(series)
     after = ((0, extra), (0, 0))
-    y = jnp.pad(series.channels, after, constant_values=jnp.nan)
-    last = series.intervals[-1]
-    times = jnp.concatenate([series.times, series.times[-1] + last * jnp.arange(1, extra + 1)])
-    intervals = jnp.concatenate([series.intervals, jnp.full(extra, last)])
-    inputs = None if series.inputs is None else jnp.pad(series.inputs, after)
+    y, clock, intervals = (xp.asarray(a) for a in (series.channels, series.times, series.intervals))
+    last = intervals[-1]
+    times = xp.concatenate([clock, clock[-1] + last * xp.arange(1, extra + 1)])
+    intervals = xp.concatenate([intervals, xp.full(extra, last)])
+    inputs = None if series.inputs is None else xp.pad(xp.asarray(series.inputs), after)
+    padded = xp.pad(y, after, constant_values=np.nan)
     if states is None:
-        return y, times, intervals, inputs, None
+        return padded, times, intervals, inputs, None
     weights = series.state_weights
     if weights is None:
-        weights = jnp.full((len(series), states), jnp.nan, y.dtype)
-    return y, times, intervals, inputs, jnp.pad(weights, after, constant_values=jnp.nan)
+        weights = xp.full((len(series), states), np.nan, y.dtype)
+    return padded, times, intervals, inputs, xp.pad(weights, after, constant_values=np.nan)
 
 
 def assemble(cls: type, **fields: Any) -> Any:
