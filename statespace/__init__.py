@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from statespace import config, datasets, diagnostics, plot
+from statespace import config, datasets, diagnostics, durations, emissions, plot
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.conditionals.factorial import FactorialKernel
 from statespace.conditionals.finite import (
     Categorical,
     FiniteKernel,
@@ -12,6 +13,7 @@ from statespace.conditionals.finite import (
     SoftmaxKernel,
 )
 from statespace.conditionals.jump import RateMatrix
+from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.finite_forecast import MixtureForecast
 from statespace.finite_posterior import FinitePosterior
 from statespace.learners.em import EM
@@ -28,8 +30,13 @@ from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.components import Contribution
 from statespace.models.dynamic_factor import DynamicFactor
+from statespace.models.hmm import HMM
+from statespace.models.jump import MarkovJumpProcess
+from statespace.models.jump_paths import JumpPaths
+from statespace.models.factorial import FactorialHMM
 from statespace.models.linear_gaussian import LinearGaussian
 from statespace.models.regression import Regression
+from statespace.models.semi_markov import HiddenSemiMarkov
 from statespace.models.structural import (
     Cycle,
     Irregular,
@@ -79,6 +86,7 @@ __all__ = [
     "ARIMA",
     "ARMA",
     "EM",
+    "HMM",
     "NUTS",
     "AffineGaussian",
     "Categorical",
@@ -88,6 +96,8 @@ __all__ = [
     "ConvergenceWarning",
     "Cycle",
     "DynamicFactor",
+    "FactorialHMM",
+    "FactorialKernel",
     "FiniteKernel",
     "FiniteOnline",
     "FiniteOnlineState",
@@ -98,13 +108,16 @@ __all__ = [
     "ForwardBackward",
     "Gaussian",
     "GaussianPosterior",
+    "HiddenSemiMarkov",
     "IntegratedOrnsteinUhlenbeck",
     "Irregular",
+    "JumpPaths",
     "Kalman",
     "LinearDiffusion",
     "LinearGaussian",
     "LocalLevel",
     "LocalLinearTrend",
+    "MarkovJumpProcess",
     "MaximumLikelihood",
     "MixtureForecast",
     "Model",
@@ -119,6 +132,7 @@ __all__ = [
     "Regression",
     "Score",
     "Seasonal",
+    "SemiMarkovKernel",
     "Series",
     "Signal",
     "Simulation",
@@ -131,6 +145,8 @@ __all__ = [
     "constrain",
     "datasets",
     "diagnostics",
+    "durations",
+    "emissions",
     "filter",
     "fit",
     "forecast",

@@ -35,9 +35,9 @@ def transition_probabilities(
     """``P = exp(Q dt)``: where the chain is after an interval (columns) by where it was (rows).
 
     By uniformisation (Jensen 1953): with ``B = I + Q / w`` and ``w`` the largest rate of leaving, ``P`` is
-    the sum of ``B^n`` weighted by the Poisson probabilities of n jumps. The powers do not depend on the interval,
-    so that under `vmap` many intervals share them and cost one matrix product. What an interval is longer
-    than ``h = 8 / w`` is composed of ``P(h), P(2h), P(4h) …``, which are shared as well.
+    the sum of ``B^n`` weighted by the Poisson probabilities of n jumps. The powers do not depend on the
+    interval, so that under `vmap` many intervals share them and cost one matrix product. What an interval
+    is longer than ``h = 8 / w`` is composed of ``P(h), P(2h), P(4h) …``, which are shared as well.
 
     The derivatives, also of higher order and in both modes, are those of ``exp(Q dt)`` with respect to all
     entries of ``Q``, whether or not eigenvalues coincide.
@@ -66,7 +66,7 @@ def transition_probabilities(
         more = jnp.floor(whole / 2.0**_NEAR)
         return jax.lax.cond(
             anywhere(more > 0),
-            jax.checkpoint(lambda *args: _compose(*args, _FAR)[0]),
+            jax.checkpoint(lambda here, block, more: _compose(here, block, more, _FAR)[0]),
             lambda here, block, more: here,
             here,
             block,
@@ -95,7 +95,7 @@ def _(size: int, batched: list[bool], condition: Array) -> tuple[Array, bool]:
 
 
 def _powers(matrix: Float[Array, "K K"]) -> Float[Array, "n K K"]:
-    """The powers 0, 1 … of a matrix; of states in a row so many that the last can be reached from the first."""
+    """The powers 0, 1 … of a matrix, so many that of states in a row the last is reached from the first."""
     count = max(_TERMS, len(matrix))
     eye = jnp.eye(len(matrix), dtype=matrix.dtype)
     rest = jax.lax.scan(lambda p, _: (p @ matrix, p @ matrix), eye, None, length=count - 1)[1]
@@ -157,8 +157,8 @@ def expected_statistics(
     """Expected time in each state and number of jumps between them, given the ends of intervals.
 
     Given that an interval begins in a and ends in b, ``E[dwell_i] = I_ii / P_ab`` and
-    ``E[jumps_ij] = q_ij I_ij / P_ab`` with ``I_ij = int_0^dt P_ai(s) P_jb(dt - s) ds`` (Hobolth & Jensen 2005).
-    Summed over a, b and all intervals with weights ``pairs / P`` that integral is the adjoint of the
+    ``E[jumps_ij] = q_ij I_ij / P_ab`` with ``I_ij = int_0^dt P_ai(s) P_jb(dt - s) ds`` (Hobolth & Jensen
+    2005). Summed over a, b and all intervals with weights ``pairs / P`` that integral is the adjoint of the
     derivative of ``exp(Q dt)``, for which Van Loan (1978) would exponentiate a matrix of twice the size.
 
     Args:

@@ -26,8 +26,8 @@ from statespace.parameters import as_array, parameter
 class RateMatrix(FiniteTransition):
     """A Markov process in continuous time: from state i it jumps to state j at the rate ``q_ij``.
 
-    Over an interval ``dt`` the transition matrix is ``exp(Q dt)``, exact for any interval, regular or not, and
-    with exact derivatives. What is learned are the rates of the jumps that are possible: a rate that is
+    Over an interval ``dt`` the transition matrix is ``exp(Q dt)``, exact for any interval, regular or not,
+    and with exact derivatives. What is learned are the rates of the jumps that are possible: a rate that is
     exactly zero stays zero, and the diagonal of the generator ``Q`` follows from the others.
 
     Args:
@@ -119,8 +119,8 @@ class RateMatrix(FiniteTransition):
         """Expected time in each state and numbers of jumps, given the laws of both ends of intervals.
 
         Args:
-            pairs: of each interval of each recording: joint probabilities of the state at its beginning (rows)
-                and at its end (columns); zero to leave it out.
+            pairs: of each interval of each recording the joint probabilities of the states at its beginning
+                (rows) and at its end (columns); zero to leave it out.
             intervals: their lengths.
 
         Returns:
@@ -142,9 +142,9 @@ class RateMatrix(FiniteTransition):
     ) -> RateMatrix:
         """The rates that maximise the expected log density of the paths, plus log prior.
 
-        ``q_ij = (jumps_ij + a - 1) / (dwell_i + b)`` for a Gamma prior of shape a and rate b: one step of the EM
-        algorithm of Bladt & Sørensen (2005) with the exact expectations given the ends of all intervals. A
-        state in which no time is spent keeps its rates where there is no prior.
+        ``q_ij = (jumps_ij + a - 1) / (dwell_i + b)`` for a Gamma prior of shape a and rate b: one step of the
+        EM algorithm of Bladt & Sørensen (2005), with the exact expectations given the ends of all intervals.
+        A state in which no time is spent keeps its rates where there is no prior.
 
         Args:
             pairs: joint probabilities of successive states, ``t = T - 1`` of them in each recording.
@@ -190,7 +190,7 @@ class RateMatrix(FiniteTransition):
         return jump_reports.embedded_chain(self.generator)
 
     def mean_first_passage_times(self) -> Float[Array, "K K"]:
-        """Expected time until state j (column) is first entered from state i (row); infinite if it may never be."""
+        """Expected time from state i (row) until state j (column) is entered; infinite if it may not be."""
         return jump_reports.mean_first_passage_times(self.generator)
 
     def mean_first_passage_time(self, target: Any) -> Float[Array, " K"]:

@@ -1,9 +1,9 @@
 """What a generator says of the process: where it stays, how long it takes, which way it turns.
 
 The linear systems are solved by eliminating states one after the other, without a subtraction (Grassmann,
-Taksar & Heyman 1985): every entry of a result has nearly full relative accuracy, rare states included, and what
-takes for ever comes out infinite. All but :func:`relaxation_times` can be mapped by `vmap`, over posterior
-draws for example, and differentiated.
+Taksar & Heyman 1985): every entry of a result has nearly full relative accuracy, rare states included, and
+what takes for ever comes out infinite. All but :func:`relaxation_times` can be mapped by `vmap`, over
+posterior draws for example, and differentiated.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def entropy_production(generator: Float[Array, "K K"]) -> Float[Array, ""]:
 def relaxation_times(generator: Any) -> Float[np.ndarray, "*b k"]:
     """Times ``1 / |Re l|`` in which departures from the stationary law decay, the longest first.
 
-    One for each eigenvalue ``l`` of ``Q`` but a zero one; infinite where zero is a multiple eigenvalue, because
-    then the process has no unique stationary law.
+    One for each eigenvalue ``l`` of ``Q`` but a zero one; infinite where zero is a multiple eigenvalue,
+    because then the process has no unique stationary law.
 
     Args:
         generator: shape ``(..., K, K)``, known values.
