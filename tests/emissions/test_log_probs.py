@@ -42,7 +42,7 @@ def everything(emission, y):
 
 @pytest.mark.parametrize("name", CASES)
 def test_against_scipy(name):
-    """Alone and in a batch, where a branch on what is missing is taken for all; and as a plain conditional."""
+    """Alone, in a batch (where a branch on what is missing is taken for all), and as a plain conditional."""
     case = CASES[name]
     known = expected(case)
     assert np.isnan(case.y).any()
