@@ -15,11 +15,25 @@ from statespace import canvas
 from statespace.arviz import require_arviz
 from statespace.canvas import ACCENT, DATA, FAINT, MAIN
 from statespace.diagnostics import autocorrelation, ljung_box, standardised_errors, trim
+from statespace.finite_forecast import MixtureForecast
 from statespace.panels import PanelPosterior
+from statespace.plot_states import dwell_times, states, transitions, weight_filters, weights
 from statespace.posterior import Forecast, GaussianPosterior
 from statespace.series import as_series
 
-__all__ = ["components", "diagnostics", "draws", "filtered", "forecast", "smoothed"]
+__all__ = [
+    "components",
+    "diagnostics",
+    "draws",
+    "dwell_times",
+    "filtered",
+    "forecast",
+    "smoothed",
+    "states",
+    "transitions",
+    "weight_filters",
+    "weights",
+]
 
 
 def smoothed(
@@ -95,7 +109,7 @@ def forecast(
     Example:
         >>> ss.plot.forecast(ss.forecast(model, train, steps=10), train, actual=test)
     """
-    _require(forecast, Forecast, "forecast")
+    _require(forecast, Forecast | MixtureForecast, "forecast")
     names = forecast.names
     panels = canvas.panels(len(names), axes, height=2.6)
     x = canvas.positions(forecast.times, forecast.labels)
@@ -244,9 +258,9 @@ def _bands(
     return canvas.finish(panels, axes)
 
 
-def _require(result: Any, kind: type, name: str) -> None:
+def _require(result: Any, kind: Any, name: str) -> None:
     if not isinstance(result, kind):
-        verb = "`forecast`" if kind is Forecast else "`smooth` or `filter`"
+        verb = "`forecast`" if kind is not GaussianPosterior else "`smooth` or `filter`"
         panel = "; draw its recordings one by one" if isinstance(result, PanelPosterior) else ""
         raise TypeError(
             f"`{name}` must be what {verb} returns, got {type(result).__name__}{panel}."

@@ -1,0 +1,127 @@
+"""Pictures of finite-state models show the numbers that they are of."""
+
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from matplotlib.patches import Circle, FancyArrowPatch
+
+import statespace as ss
+from statespace.plot_states import palette
+
+MATRIX = np.array([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.0, 0.25, 0.75]])
+Y = np.array([0.1, -0.2, 0.0, 4.1, 3.9, 4.0, 8.1, 7.9, np.nan, 4.2, 0.1])
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def model():
+    level = jnp.array([0.0, 4.0, 8.0])
+    return ss.Model(
+        ss.Categorical([1.0, 0.0, 0.0]),
+        ss.FiniteKernel(MATRIX),
+        lambda z, step: dist.Normal(level[z], 0.5),
+    )
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    return ss.smooth(model(), Y)
+
+
+def test_states(posterior):
+    above, below = ss.plot.states(posterior)
+    points = above.collections[0]
+    seen = points.get_facecolors()
+    expected = [matplotlib.colors.to_rgba(palette(3)[k]) for k in np.asarray(posterior.most_likely)]
+    np.testing.assert_allclose(seen, expected)
+    assert len(below.collections) == 3
+    # The first layer of the stack reaches up to the probability of the first state.
+    top = below.collections[0].get_paths()[0].vertices[:, 1].max()
+    np.testing.assert_allclose(top, np.asarray(posterior.probs)[:, 0].max(), atol=1e-12)
+    (alone,) = np.atleast_1d(ss.plot.states(posterior, observed=False))
+    assert alone.get_ylabel() == "probability"
+
+
+def test_transitions():
+    ax = ss.plot.transitions(model(), names=["low", "middle", "high"])
+    arrows = [p for p in ax.patches if isinstance(p, FancyArrowPatch)]
+    assert len(arrows) == 4  # of six moves two are impossible
+    circles = [p.radius for p in ax.patches if isinstance(p, Circle)]
+    values, vectors = np.linalg.eig(MATRIX.T)
+    share = np.real(vectors[:, np.argmax(np.real(values))])
+    np.testing.assert_allclose(circles, 0.1 + 0.17 * np.sqrt(share / share.sum()), rtol=1e-9)
+    texts = [t.get_text() for t in ax.texts]
+    assert "low\n0.80" in texts
+    assert "0.30" in texts
+
+
+def test_dwell_times(posterior):
+    panels = ss.plot.dwell_times(posterior, model(), longest=6)
+    assert [ax.get_title(loc="left") for ax in panels] == [
+        "state 0: 0 stays",  # the first and the last are cut off
+        "state 1: 2 stays",
+        "state 2: 1 stays",
+    ]
+    x, y = panels[1].lines[0].get_data()
+    np.testing.assert_allclose(y, 0.4 * 0.6 ** (x - 1))
+
+
+def test_forecast_of_a_mixture():
+    ahead = ss.forecast(model(), Y, 4)
+    ax = ss.plot.forecast(ahead, Y)
+    line = next(line for line in ax.lines if line.get_label() == "forecast")
+    np.testing.assert_allclose(line.get_ydata(), np.asarray(ahead.mean)[:, 0])
+
+
+def glm(**parts):
+    kernel = ss.FiniteKernel([[0.9, 0.1], [0.2, 0.8]])
+    return ss.Model(ss.Categorical([0.5, 0.5]), kernel, ss.emissions.GLM(**parts))
+
+
+def test_weights_and_filters():
+    drawn = np.array([[[1.0, -2.0, 0.5]], [[0.3, 0.0, 4.0]]])
+    ax = ss.plot.weights(glm(bias=np.zeros((2, 1)), weights=drawn), names=["a", "b", "c"])
+    np.testing.assert_allclose([line.get_ydata() for line in ax.lines[:2]], drawn[:, 0])
+    coupling = np.arange(8.0).reshape(2, 2, 2, 1)
+    coupled = glm(
+        bias=np.zeros((2, 2)),
+        coupling=coupling,
+        basis=ss.emissions.Exponential(lags=3),
+        family="poisson",
+    )
+    panels = ss.plot.weights(coupled)
+    filters = np.asarray(coupled.observation.filters)
+    np.testing.assert_allclose(panels[1].images[0].get_array(), filters[1].sum(axis=-1))
+    (ax,) = ss.plot.weight_filters(coupled, [(0, 1)])
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), filters[1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: ss.plot.states(ss.smooth(ss.LocalLevel(1.0, 1.0), Y)),
+            "a model of a finite state",
+        ),
+        (lambda: ss.plot.states(ss.smooth(model(), [Y, Y])), "recordings one by one"),
+        (lambda: ss.plot.weights(model()), "GLM with inputs or coupling"),
+        (lambda: ss.plot.weight_filters(model(), [(0, 0)]), "has coupling"),
+        (
+            lambda: ss.plot.transitions(ss.SoftmaxKernel(np.zeros((2, 2)), np.zeros((2, 2, 1)))),
+            "constant transition matrix",
+        ),
+    ],
+)
+def test_refused(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
