@@ -5,22 +5,31 @@ all states at once, and its own M-step. Any other callable ``(state, step) -> Di
 observation of a finite-state model as well.
 """
 
+from statespace.emissions.additive import AdditiveGaussian, AdditivePoisson
 from statespace.emissions.autoregressive import Autoregressive
 from statespace.emissions.base import Emission
+from statespace.emissions.basis import Basis, Exponential, RaisedCosine
 from statespace.emissions.counts import Bernoulli, Categorical, NegativeBinomial, Poisson
 from statespace.emissions.gaussian import Gaussian, StudentT
+from statespace.emissions.glm import GLM
 from statespace.emissions.mixture import Mixture
 from statespace.emissions.wrapped import Distribution
 
 __all__ = [
+    "GLM",
+    "AdditiveGaussian",
+    "AdditivePoisson",
     "Autoregressive",
+    "Basis",
     "Bernoulli",
     "Categorical",
     "Distribution",
     "Emission",
+    "Exponential",
     "Gaussian",
     "Mixture",
     "NegativeBinomial",
     "Poisson",
+    "RaisedCosine",
     "StudentT",
 ]

@@ -1,12 +1,13 @@
 """Exponential families of one channel, and the links from a linear predictor to them.
 
-A family is its cumulant ``A``: ``log p(y | θ) = y·θ - A(θ) + log h(y)``, so that the mean is ``A'(θ)`` and the
-variance ``A''(θ)``. A link is the natural parameter as a function of the linear predictor, ``θ(η)``. Score and
-Fisher information in ``η`` follow by differentiation, for every family and link alike.
+A family is its cumulant ``A``: ``log p(y | θ) = y·θ - A(θ) + log h(y)``, so that its mean is ``A'(θ)`` and
+its variance ``A''(θ)``. A link is the natural parameter as a function of the linear predictor, ``θ(η)``. Score
+and Fisher information in ``η`` follow by differentiation, for every family and link alike.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,7 +126,7 @@ def _categorical(theta: Array, scale: Any) -> Distribution:
 
 
 def _normal_log_prob(y: Array, theta: Array, scale: Any) -> Array:
-    return -0.5 * ((y - theta[..., 0]) / scale) ** 2 - jnp.log(scale) - 0.5 * np.log(2 * np.pi)
+    return -0.5 * ((y - theta[..., 0]) / scale) ** 2 - jnp.log(scale) - 0.5 * math.log(2 * math.pi)
 
 
 def _categorical_log_prob(y: Array, theta: Array, scale: Any) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -80,7 +81,7 @@ class GLM(Emission):
     basis: Basis | None = eqx.field(static=True)
     exposure: float = eqx.field(static=True)
     ridge: Float[Array, ""] = constant(converter=as_array)
-    pooling: Float[Array, ""] = constant(converter=as_array)
+    pooling: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class GLM(Emission):
         basis: Basis | None = None,
         exposure: float = 1.0,
         ridge: Any = 0.0,
-        pooling: Any = 0.0,
+        pooling: float = 0.0,
     ):
         if family not in FAMILIES:
             raise ValueError(
@@ -108,7 +109,7 @@ class GLM(Emission):
         self.columns = None if columns is None else tuple(int(c) for c in np.atleast_1d(columns))
         self.basis = basis
         self.exposure = float(exposure)
-        self.ridge, self.pooling = ridge, pooling
+        self.ridge, self.pooling = ridge, float(pooling)
 
     def __check_init__(self) -> None:
         links = FAMILIES[self.family].links
@@ -146,7 +147,9 @@ class GLM(Emission):
                 continue
             fixed = [s for s in shape if not isinstance(s, str)]
             shared = name == "scale" and value.shape == (1, m)
-            if value.ndim != len(shape) or list(value.shape[: len(fixed)]) != fixed and not shared:
+            if value.ndim != len(shape) or (
+                list(value.shape[: len(fixed)]) != fixed and not shared
+            ):
                 words = ", ".join(map(str, shape))
                 raise ValueError(f"`{name}` of GLM must have shape ({words}), got {value.shape}.")
         if self.bias.shape[0] not in (1, k):
@@ -232,7 +235,7 @@ class GLM(Emission):
 
     def natural(self, eta: Float[Array, "*n q"]) -> Float[Array, "*n q"]:
         """Natural parameters from linear predictors."""
-        return self._family.links[self.link](eta) + np.log(self.exposure)
+        return self._family.links[self.link](eta) + math.log(self.exposure)
 
     def design(self, y: Float[Array, "T m"], steps: Step) -> Float[Array, "T p"] | None:
         """The regressors of each moment: inputs, then features of the past; None if there are none."""
@@ -267,24 +270,31 @@ class GLM(Emission):
         squares), a few steps at most; then the scale of a Gaussian family given them.
         """
         data = self.sums(y, steps, weights)
-        mean, precision = self._prior()
-        held = self._held(frozen)
-        shape = self._coefficients.shape
+        own = self._coefficients
+        shape, p = own.shape, own.shape[2] * own.shape[3]
+        pooled = self._pooled
+        held, precision = self._held(frozen).ravel(), self._precision().ravel()
 
         def curve(flat: Array) -> Curve:
-            here = flat.reshape(shape)
-            found = data.curve(here)
-            e = (here - mean) * precision
-            value = found.value - 0.5 * jnp.sum(e * (here - mean), axis=(0, 2, 3))
-            free = ~held.ravel()
-            gradient = found.gradient - e.reshape(flat.shape)
-            information = found.information + _diagonal(precision.reshape(flat.shape))
-            information = jnp.where(free & free[:, None], information, jnp.eye(len(free)))
-            return Curve(value, jnp.where(free, gradient, 0), information)
+            found = data.curve(flat[..., :p].reshape(shape))
+            # the prior: ridge, and the coupling's distance from its mean, which are coefficients as well
+            across = flat[..., pooled] - flat[..., p:]
+            pull = self.pooling * across
+            slope = found.gradient - precision * flat[..., :p]
+            slope = jnp.concatenate([slope.at[..., pooled].add(-pull), pull], axis=-1)
+            penalty = precision * flat[..., :p] ** 2
+            value = found.value - 0.5 * (_summed(penalty) + _summed(pull * across))
+            information = self._with_prior(found.information, precision)
+            one = jnp.eye(len(held), dtype=slope.dtype)
+            information = jnp.where(held | held[:, None], one, information)
+            return Curve(value, jnp.where(held, 0, slope), information)
 
-        start = self._coefficients.reshape(*shape[:2], -1)
-        shared = shape[-1] if len(self.bias) < shape[0] else 0
-        found = climb(curve, start, shared).reshape(shape)
+        flat = own.reshape(*shape[:2], p)
+        centre = jnp.mean(flat[..., pooled], axis=0, keepdims=True)
+        start = jnp.concatenate([flat, jnp.broadcast_to(centre, (shape[0], *centre.shape[1:]))], -1)
+        held = jnp.concatenate([held, held[pooled]])
+        shared = centre.shape[-1] + (shape[-1] if len(self.bias) < shape[0] else 0)
+        found = climb(curve, start, shared)[..., :p].reshape(shape)
         new = self._with_coefficients(found)
         if self.scale is None or "scale" in frozen:
             return new
@@ -343,7 +353,7 @@ class GLM(Emission):
         return jnp.concatenate([*blocks, bias[:, :, None]], axis=2)
 
     def _with_coefficients(self, values: Float[Array, "K m p q"]) -> GLM:
-        d = 0 if self.weights is None else self.weights.shape[-1]
+        d = self._inputs
         bias = values[: len(self.bias), :, -1]
         new = eqx.tree_at(lambda e: e.bias, self, bias.reshape(self.bias.shape))
         if self.weights is not None:
@@ -354,20 +364,36 @@ class GLM(Emission):
             new = eqx.tree_at(lambda e: e.coupling, new, w)
         return new
 
-    def _prior(self) -> tuple[Float[Array, "K m p q"], Float[Array, "K m p q"]]:
-        """Mean and precision of the coefficients' prior, at the present mean over the states."""
-        zero = jnp.zeros_like(self._coefficients)
-        d = 0 if self.weights is None else self.weights.shape[-1]
-        precision = zero.at[:, :, :-1].set(self.ridge).at[:, :, d:-1].add(self.pooling)
-        pull = self.pooling * jnp.mean(self._coefficients[:, :, d:-1], axis=0)
-        total = precision[:, :, d:-1]
-        mean = jnp.where(total > 0, pull / jnp.where(total > 0, total, 1), 0)
-        return zero.at[:, :, d:-1].set(mean), precision
+    @property
+    def _inputs(self) -> int:
+        return 0 if self.weights is None else self.weights.shape[-1]
+
+    @property
+    def _pooled(self) -> slice:
+        """Of the flattened coefficients, those that have a prior around their mean over the states."""
+        width = 0 if self.coupling is None or not self.pooling else self.coupling[0, 0].size
+        return slice(self._inputs, self._inputs + width)
+
+    def _precision(self) -> Float[Array, "p q"]:
+        """Of the prior of each coefficient around zero: none of the bias."""
+        return jnp.zeros_like(self._coefficients[0, 0]).at[:-1].set(self.ridge)
+
+    def _with_prior(
+        self, information: Float[Array, "K m p p"], precision: Float[Array, " p"]
+    ) -> Float[Array, "K m r r"]:
+        """The information with that of the prior, and with the mean coupling as further coefficients."""
+        p, pooled = len(precision), self._pooled
+        extra = pooled.stop - pooled.start
+        both = jnp.zeros((*information.shape[:2], p + extra, p + extra), information.dtype)
+        both = both.at[..., :p, :p].set(information + jnp.diag(precision))
+        tie = self.pooling * jnp.eye(extra, dtype=information.dtype)
+        both = both.at[..., pooled, pooled].add(tie).at[..., p:, p:].set(tie)
+        return both.at[..., pooled, p:].set(-tie).at[..., p:, pooled].set(-tie)
 
     def _held(self, frozen: frozenset[str]) -> Bool[Array, "p q"]:
         """Which coefficients stay at their values."""
         held = jnp.zeros(self._coefficients.shape[2:], bool)
-        d = 0 if self.weights is None else self.weights.shape[-1]
+        d = self._inputs
         for name, part in {"weights": slice(0, d), "coupling": slice(d, -1), "bias": -1}.items():
             held = held.at[part].set(name in frozen)
         return held
@@ -454,5 +480,5 @@ class Regression(eqx.Module):
         return cut(self.design), cut(self.y), cut(self.weights)
 
 
-def _diagonal(values: Float[Array, "*n p"]) -> Float[Array, "*n p p"]:
-    return values[..., None] * jnp.eye(values.shape[-1], dtype=values.dtype)
+def _summed(values: Float[Array, "K m p"]) -> Float[Array, " m"]:
+    return jnp.sum(values, axis=(0, 2))

@@ -148,7 +148,7 @@ def test_m_step_ends_where_the_gradient_vanishes(family, link):
     glm = emission(family, link, shared=True, ridge=0.3)
     y, u, weights = recordings(family)
     values = [objective(glm, y, u, weights)]
-    for _ in range(10):
+    for _ in range(100):
         glm = m_step(glm, y, u, weights)
         values.append(objective(glm, y, u, weights))
     assert np.all(np.diff(values) >= -1e-9)
@@ -169,7 +169,7 @@ def test_pooling_pulls_the_coupling_to_its_mean_over_the_states():
     spreads = []
     for pooling in (0.0, 5.0, 1e6):
         glm = emission("poisson", "softplus", pooling=pooling)
-        for _ in range(60):
+        for _ in range(20):
             glm = m_step(glm, y, u, weights)
         for part in slopes(glm, y, u, weights):
             np.testing.assert_allclose(part, 0, atol=1e-4)
@@ -217,7 +217,7 @@ def test_one_state_is_statsmodels_multinomial_logit():
     y, u = y[0, :, :1], u[0]
     start = ss.emissions.GLM(np.zeros((1, 1, 2)), np.zeros((1, 1, 2, D)), family="categorical")
     glm = m_step(start, y[None], u[None], jnp.ones((1, T, 1)))
-    peer = sm.MNLogit(np.asarray(y[:, 0]), sm.add_constant(np.asarray(u))).fit(disp=0, gtol=1e-10)
+    peer = sm.MNLogit(np.asarray(y[:, 0]), sm.add_constant(np.asarray(u))).fit(disp=0, tol=1e-12)
     np.testing.assert_allclose(glm.bias[0, 0], peer.params[0], atol=1e-6)
     np.testing.assert_allclose(glm.weights[0, 0], peer.params[1:].T, atol=1e-6)
 
@@ -238,7 +238,7 @@ def test_score_and_information_are_derivatives_and_variance(family, link):
     of = lambda y, e: parts.log_prob(y, natural(e), 1.0)
     one = jax.vmap(lambda y: fisher(parts, natural, parts.statistic(y, q), eta))
     scores, information = jax.jit(one)(values)
-    want = jax.jit(jax.vmap(lambda y: jax.vmap(jax.grad(of))(y, eta)))(values)
+    want = jax.jit(jax.vmap(lambda y: jax.vmap(jax.grad(of, 1))(y, eta)))(values)
     np.testing.assert_allclose(scores, want, atol=1e-9)
     weights = np.exp(of(values, eta))
     if family == "gaussian":
