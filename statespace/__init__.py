@@ -30,10 +30,11 @@ from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.components import Contribution
 from statespace.models.dynamic_factor import DynamicFactor
+from statespace.models.factorial import FactorialHMM
+from statespace.models.glm_hmm import GLMHMM
 from statespace.models.hmm import HMM
 from statespace.models.jump import MarkovJumpProcess
 from statespace.models.jump_paths import JumpPaths
-from statespace.models.factorial import FactorialHMM
 from statespace.models.linear_gaussian import LinearGaussian
 from statespace.models.regression import Regression
 from statespace.models.semi_markov import HiddenSemiMarkov
@@ -86,6 +87,7 @@ __all__ = [
     "ARIMA",
     "ARMA",
     "EM",
+    "GLMHMM",
     "HMM",
     "NUTS",
     "AffineGaussian",

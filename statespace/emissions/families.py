@@ -1,8 +1,8 @@
 """Exponential families of one channel, and the links from a linear predictor to them.
 
 A family is its cumulant ``A``: ``log p(y | θ) = y·θ - A(θ) + log h(y)``, so that its mean is ``A'(θ)`` and
-its variance ``A''(θ)``. A link is the natural parameter as a function of the linear predictor, ``θ(η)``. Score
-and Fisher information in ``η`` follow by differentiation, for every family and link alike.
+its variance ``A''(θ)``. A link is the natural parameter as a function of the linear predictor, ``θ(η)``.
+Score and Fisher information in ``η`` follow by differentiation, for every family and link alike.
 """
 
 from __future__ import annotations

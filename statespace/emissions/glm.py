@@ -71,17 +71,17 @@ class GLM(Emission):
         generalized linear model for switching brain state discovery, ICLR (the learnable Gaussian prior).
     """
 
-    weights: Float[Array, "K m *q d"] | None = parameter(converter=_optional)
-    bias: Float[Array, "#K m *q"] = parameter()
-    coupling: Float[Array, "K m m B"] | None = parameter(converter=_optional)
-    scale: Float[Array, "#K m"] | None = parameter("positive", converter=_optional)
     family: str = eqx.field(static=True)
     link: str = eqx.field(static=True)
     columns: tuple[int, ...] | None = eqx.field(static=True)
     basis: Basis | None = eqx.field(static=True)
     exposure: float = eqx.field(static=True)
-    ridge: Float[Array, ""] = constant(converter=as_array)
     pooling: float = eqx.field(static=True)
+    weights: Float[Array, "K m *q d"] | None = parameter(converter=_optional)
+    bias: Float[Array, "#K m *q"] = parameter()
+    coupling: Float[Array, "K m m B"] | None = parameter(converter=_optional)
+    scale: Float[Array, "#K m"] | None = parameter("positive", converter=_optional)
+    ridge: Float[Array, ""] = constant(converter=as_array)
 
     def __init__(
         self,

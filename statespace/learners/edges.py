@@ -7,8 +7,8 @@ variational posterior that factorises over the edges (not over sign and strength
 
 References: Li et al. (2024), One-hot generalized linear model for switching brain state discovery, ICLR (the
 model); Carbonetto & Stephens (2012), Scalable variational inference for Bayesian variable selection in
-regression, Bayesian Analysis 7, 73-108 (the recursion); Asuncion et al. (2009), On smoothing and inference for
-topic models, UAI (the shared probabilities integrated out, to zeroth order).
+regression, Bayesian Analysis 7, 73-108 (the recursion); Asuncion et al. (2009), On smoothing and inference
+for topic models, UAI (the shared probabilities integrated out, to zeroth order).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
 from statespace.parameters import parameters, supports
@@ -59,12 +60,26 @@ def checked_priors(
 
 
 def log_prior(model: Any, priors: Priors) -> Float[Array, ""]:
-    """Log density of the priors at the model's parameters."""
+    """Log density of the priors at the model's parameters, those that its emission brings included."""
     values = parameters(model)
-    total = jnp.zeros(())
+    own = getattr(getattr(model, "emission", None), "log_prior", None)
+    total = jnp.zeros(()) if own is None else own()
     for name, prior in priors.items():
-        total = total + jnp.sum(prior.log_prob(values[name]))
+        total = total + jnp.sum(log_density(prior, values[name]))
     return total
+
+
+def log_density(prior: Distribution, value: Array) -> Float[Array, "..."]:
+    """Log density of a prior; for probabilities, up to a constant where some of them are zero for good."""
+    from numpyro.distributions import Dirichlet
+
+    if not isinstance(prior, Dirichlet):
+        return prior.log_prob(value)
+    concentration = prior.concentration
+    positive = value > 0
+    logs = jnp.where(positive, jnp.log(jnp.where(positive, value, 1)), 0)
+    normaliser = jnp.sum(gammaln(concentration), axis=-1) - gammaln(jnp.sum(concentration, axis=-1))
+    return jnp.sum((concentration - 1) * logs, axis=-1) - normaliser
 
 
 def _check_prior(name: str, prior: Any, support: Any, shape: tuple[int, ...]) -> None:
@@ -101,7 +116,9 @@ def _check_prior(name: str, prior: Any, support: Any, shape: tuple[int, ...]) ->
 
 def _within(prior: Distribution, support: Any, shape: tuple[int, ...]) -> bool:
     """Whether a prior lives inside a support: by their bounds, or else by drawing from it."""
-    from numpyro.distributions import ImproperUniform
+    from numpyro.distributions import Dirichlet, ImproperUniform
+
+    from statespace.constraints.sparse_simplex import SparseSimplex
 
     allowed, reached = _bounds(support), _bounds(prior.support)
     if allowed == (-np.inf, np.inf):
@@ -109,6 +126,8 @@ def _within(prior: Distribution, support: Any, shape: tuple[int, ...]) -> bool:
     if allowed is not None and reached is not None:
         return bool(np.all(reached[0] >= allowed[0]) and np.all(reached[1] <= allowed[1]))
     if type(_base(prior.support)) is type(_base(support)):
+        return True
+    if isinstance(support, SparseSimplex) and isinstance(prior, Dirichlet):
         return True
     if isinstance(prior, ImproperUniform):
         return False
