@@ -14,11 +14,11 @@ from statespace.learners.fit import fit
 from statespace.learners.likelihood import each_recording, stacked
 from statespace.learners.likelihood import log_likelihood as _log_likelihood
 from statespace.methods.choice import method_for
-from statespace.methods.lowering import at, steps_of
 from statespace.model import check_key, check_model
 from statespace.panels import PanelPosterior, with_components
 from statespace.prediction import merge, query
 from statespace.series import Panel, Series, as_data
+from statespace.simulation import states_and_observations
 
 __all__ = [
     "Simulation",
@@ -84,44 +84,7 @@ def simulate(
         series = given
     check_key(key)
     first = None if initial_state is None else jnp.asarray(initial_state)
-    return Simulation(*_simulate(model, series.drop_labels(), key, first))
-
-
-@eqx.filter_jit
-def _simulate(model: Any, series: Series, key: Array, first: Array | None) -> tuple[Array, Array]:
-    steps, _ = steps_of(series)
-    keys = jax.random.split(key, 2 * len(series))
-    if first is None:
-        law = model.initial
-        law = law if hasattr(law, "sample") else law(at(steps, 0))
-        first = law.sample(keys[0])
-
-    lags = getattr(model.observation, "lags", 0)
-
-    def observe(x: Array, step: Any, key: Array, past: Array | None) -> Array:
-        step = step if past is None else step._replace(history=past)
-        return jnp.atleast_1d(model.observation(x, step).sample(key))
-
-    def move(carry: tuple, at: tuple) -> tuple[tuple, tuple[Array, Array]]:
-        x, past = carry
-        step, k1, k2 = at
-        x = model.transition(x, step).sample(k1).astype(x.dtype)
-        y = observe(x, step, k2, past)
-        return (x, _remember(past, y)), (x, y)
-
-    past = None
-    if lags:
-        past = jnp.full((lags, series.channels.shape[1]), jnp.nan, series.y.dtype)
-    y0 = observe(first, at(steps, 0), keys[1], past)
-    later = jax.tree.map(lambda x: x[1:], steps)
-    begin = (first, _remember(past, y0))
-    _, (states, y) = jax.lax.scan(move, begin, (later, keys[2::2], keys[3::2]))
-    return jnp.concatenate([first[None], states]), jnp.concatenate([y0[None], y])
-
-
-def _remember(past: Array | None, y: Array) -> Array | None:
-    """The last observations with one more, newest first."""
-    return None if past is None else jnp.concatenate([y[None].astype(past.dtype), past[:-1]])
+    return Simulation(*states_and_observations(model, series.drop_labels(), key, first))
 
 
 def log_likelihood(model: Any, data: Any, *, method: Any = None) -> Float[Array, ""]:

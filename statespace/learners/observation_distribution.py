@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import IdentityTransform
 
-from statespace.chains import gaussian
-from statespace.chains.gaussian.posterior import simulate_noise
-from statespace.methods.kalman import Kalman
+from statespace.methods.choice import method_for
 from statespace.methods.lowering import at, steps_of
+from statespace.methods.potentials import shape_of
 from statespace.series import Series, assemble
+from statespace.simulation import states_and_observations
 
 
 class _RealOrMissing(constraints.ParameterFreeConstraint):
@@ -59,7 +59,7 @@ class ObservationDistribution(dist.Distribution):
         times: shape ``(T,)``, strictly increasing; default 0 … T-1.
         inputs: covariates, shape ``(T, k)``; None for none.
         length: the number T of moments, where neither times nor inputs say it.
-        method: how the states are integrated out; ``Kalman()`` if None.
+        method: how the states are integrated out; if None, the exact method for the model.
         validate_args: as everywhere in NumPyro.
 
     Raises:
@@ -81,15 +81,14 @@ class ObservationDistribution(dist.Distribution):
         validate_args: bool | None = None,
     ):
         self.model = model
-        self.method = Kalman() if method is None else method
+        self.method = method_for(model, method)
         if times is None:
             times = np.arange(_length(inputs, length), dtype=float)
         elif length is not None and length != len(times):
             raise ValueError(f"`length` is {length}, but `times` has {len(times)} entries.")
         moments = Series.unobserved(times, inputs, dtype=_dtype(model))
         steps, _ = steps_of(moments)
-        sees = jax.eval_shape(lambda step: model.observation.at(step), at(steps, 0))
-        channels = sees.matrix.shape[0]
+        channels = _channels(model, at(steps, 0))
         y = jnp.full((len(moments), channels), jnp.nan, moments.y.dtype)
         self.recording = _observing(moments, y, complete=False)
         event = y.shape if channels > 1 else y.shape[:1]
@@ -132,8 +131,7 @@ class ObservationDistribution(dist.Distribution):
 
         def one(y: Array) -> Array:
             y = y.reshape(self.recording.y.shape)
-            chain, how = self.method.lower(self.model, _observing(self.recording, y, complete))
-            return gaussian.log_likelihood(chain, **how)
+            return self.method.log_likelihood(self.model, _observing(self.recording, y, complete))
 
         each = jax.vmap(one)(value.reshape(-1, *event)) if batch else one(value)
         return each.reshape(batch)
@@ -148,34 +146,44 @@ class ObservationDistribution(dist.Distribution):
         """
         if key is None:
             raise ValueError("`sample` needs a key, such as `jax.random.key(0)`.")
-        chain, how = self._proper_chain("sampled")
-        mean = gaussian.filter(chain, **how).observation_mean
+        self._check_proper("sampled")
         keys = jax.random.split(key, math.prod(sample_shape))
-        noise = jax.vmap(lambda k: simulate_noise(chain, k, how["form"])[1])(keys)
-        return (mean + noise).reshape(sample_shape + self.event_shape)
+        draw = lambda k: states_and_observations(self.model, self.recording, k)[1]
+        return jax.vmap(draw)(keys).reshape(sample_shape + self.event_shape)
 
     @property
     def mean(self) -> Float[Array, "..."]:
         """Expected observations, of the event shape."""
-        chain, how = self._proper_chain("averaged")
-        return gaussian.filter(chain, **how).observation_mean.reshape(self.event_shape)
+        return self._moments().mean.reshape(self.event_shape)
 
     @property
     def variance(self) -> Float[Array, "..."]:
         """Variance of each observation, of the event shape."""
-        chain, how = self._proper_chain("averaged")
-        covariance = gaussian.filter(chain, **how).observation_covariance
-        return jnp.diagonal(covariance, axis1=-2, axis2=-1).reshape(self.event_shape)
+        return jnp.square(self._moments().std).reshape(self.event_shape)
 
-    def _proper_chain(self, what: str) -> Any:
-        """The chain without observations, if it is a probability distribution."""
-        chain, how = self.method.lower(self.model, self.recording)
-        if chain.initial.diffuse is not None:
+    def _moments(self) -> Any:
+        """The forecast of all moments from nothing."""
+        self._check_proper("averaged")
+        return self.method.forecast(self.model, self.recording, jnp.arange(len(self.recording)))
+
+    def _check_proper(self, what: str) -> None:
+        if getattr(self.model.initial, "diffuse", None) is not None:
             raise ValueError(
                 f"the model's initial state is diffuse, so its observations cannot be {what}: give the "
                 "initial law a finite scale."
             )
-        return chain, how
+
+
+def _channels(model: Any, step: Any) -> int:
+    """Number of channels of a model's observations."""
+    observation = model.observation
+    if hasattr(observation, "at"):
+        return jax.eval_shape(observation.at, step).matrix.shape[0]
+    known = getattr(observation, "channels", None)
+    if known is not None:
+        return known
+    shape = shape_of(observation(0, step))
+    return shape[0] if shape else 1
 
 
 def _length(inputs: Any, length: int | None) -> int:

@@ -115,6 +115,28 @@ def test_samples_have_the_dense_moments(form, key):
     np.testing.assert_allclose(np.cov(white), np.eye(2 * T), atol=0.06)
 
 
+def test_of_a_finite_state(key):
+    """log_prob is that of the verb, moments those of the mixtures, draws have those moments."""
+    level = jnp.array([0.0, 3.0])
+    chain = ss.Model(
+        ss.Categorical([0.9, 0.1]),
+        ss.FiniteKernel([[0.8, 0.2], [0.3, 0.7]]),
+        lambda z, step: dist.Normal(level[z], 0.5),
+    )
+    law = ss.ObservationDistribution(chain, length=4)
+    y = jnp.array([0.1, 2.5, jnp.nan, 0.3])
+    np.testing.assert_allclose(law.log_prob(y), ss.log_likelihood(chain, y), rtol=1e-12)
+    p = np.array([0.9, 0.1])
+    for t in range(4):
+        np.testing.assert_allclose(law.mean[t], 3 * p[1], rtol=1e-12)
+        np.testing.assert_allclose(law.variance[t], 0.25 + 9 * p[0] * p[1], rtol=1e-12)
+        p = p @ np.array([[0.8, 0.2], [0.3, 0.7]])
+    draws = law.sample(key, (5000,))
+    assert draws.shape == (5000, 4)
+    error = np.sqrt(np.asarray(law.variance) / 5000)
+    assert np.all(np.abs(draws.mean(axis=0) - law.mean) < 4.5 * error)
+
+
 def test_is_a_pytree():
     law = ss.ObservationDistribution(model(), length=T)
     leaves, tree = jax.tree.flatten(law)
