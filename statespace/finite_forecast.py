@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from statespace.chains import finite
 from statespace.finite_posterior import FinitePosterior
 from statespace.labels import Labels
 from statespace.methods.lowering import steps_of
@@ -168,7 +167,7 @@ def _sample(
 ) -> Array:
     """Observations on drawn paths of the states; what was observed stays where later ones depend on it."""
     k1, k2 = jax.random.split(key)
-    paths = finite.sample(posterior.chain, k1, draws, parallel=posterior.parallel)
+    paths = posterior.sample(k1, draws)
     y, lags = posterior.y, getattr(observation, "lags", 0)
 
     def draw(z: Array, step: Step, key: Array) -> Array:

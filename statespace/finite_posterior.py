@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.arviz import require_arviz, time_coordinate, to_inference_data
 from statespace.chains import finite
+from statespace.conditionals import aggregates
 from statespace.labels import Labels
 from statespace.posterior import channel_names, moments
 
@@ -31,9 +33,12 @@ class FinitePosterior(eqx.Module):
         ratios: smoothed over predicted probabilities, shape ``(T, K)``; None for a filtered posterior.
         y: the observations, shape ``(T, m)``, NaN where missing.
         chain: the finite chain behind it.
+        parts: where a state stands for several states of the chain, the posterior of those; else None.
         kind: "filtered" (given the data up to each moment) or "smoothed" (given all data).
         labels: names of moments and channels, or None.
         state_names: names of the K states, or None.
+        aggregate: then of which state each state of the chain is a part; else None.
+        factors: how many states each of several independent chains has, where the states are products.
         parallel: whether its arithmetic is an associative scan; None for by platform.
     """
 
@@ -46,9 +51,12 @@ class FinitePosterior(eqx.Module):
     ratios: Float[Array, "T K"] | None
     y: Float[Array, "T m"]
     chain: finite.Chain
+    parts: FinitePosterior | None = None
     kind: Literal["filtered", "smoothed"] = eqx.field(static=True, default="smoothed")
     labels: Labels | None = eqx.field(static=True, default=None)
     state_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    aggregate: tuple[int, ...] | None = eqx.field(static=True, default=None)
+    factors: tuple[int, ...] | None = eqx.field(static=True, default=None)
     parallel: bool | None = eqx.field(static=True, default=None)
 
     def __len__(self) -> int:
@@ -99,14 +107,19 @@ class FinitePosterior(eqx.Module):
         """
         if self.ratios is None:
             raise ValueError("a filtered posterior has no pairs of states: use `smooth`.")
+        if self.parts is not None:
+            return aggregates.fold_pairs(self.aggregate, self.parts.pairs)
         return self.filtered[:-1, :, None] * self.chain.transitions * self.ratios[1:, None, :]
 
     @property
     def most_likely(self) -> Int[Array, " T"]:
-        """The most likely path (Viterbi); of a filtered posterior the best state of each moment."""
+        """The most likely path (Viterbi); of a filtered posterior the best state of each moment.
+
+        Where states stand for several states of the chain, it is the most likely path of those.
+        """
         if self.kind == "filtered":
             return jnp.argmax(self.probs, axis=1)
-        return _viterbi(self.chain)
+        return aggregates.whole(self.aggregate, _viterbi(self.chain))
 
     def sample(self, key: PRNGKeyArray, draws: int = 1) -> Int[Array, "draws T"]:
         """Draws of the states.
@@ -120,7 +133,61 @@ class FinitePosterior(eqx.Module):
         """
         if self.kind == "filtered":
             return jax.random.categorical(key, jnp.log(self.probs), shape=(draws, len(self)))
-        return _paths(self.chain, key, draws, self.parallel)
+        paths = _paths(self.chain, key, draws, self.parallel)
+        return aggregates.whole(self.aggregate, paths)
+
+    def fold(self, aggregate: Sequence[int], names: Sequence[str] | None = None) -> FinitePosterior:
+        """The posterior of fewer states, each of which stands for several of these.
+
+        Args:
+            aggregate: for each of the K states the new one, 0, 1, …, that it is a part of.
+            names: of the new states.
+
+        Raises:
+            ValueError: if there is not one new state for each state, or a new one has no part.
+        """
+        merged = tuple(int(k) for k in aggregate)
+        states = self.probs.shape[-1]
+        if len(merged) != states or set(merged) != set(range(max(merged) + 1)):
+            raise ValueError(
+                f"`aggregate` must give each of the {states} states the number of a new one, and use all "
+                f"numbers from 0, got {merged}."
+            )
+        own = self
+        if self.parts is not None and self.aggregate is not None:
+            own, merged = self.parts, tuple(merged[k] for k in self.aggregate)
+        probs, filtered, predicted = (
+            aggregates.fold(merged, p) for p in (own.probs, own.filtered, own.predicted)
+        )
+        there = predicted > 0
+        return dataclasses.replace(
+            own,
+            probs=probs,
+            filtered=filtered,
+            predicted=predicted,
+            ratios=None
+            if own.ratios is None
+            else jnp.where(there, probs / jnp.where(there, predicted, 1), 0),
+            parts=own,
+            labels=self.labels,
+            state_names=None if names is None else tuple(names),
+            aggregate=merged,
+            factors=None,
+        )
+
+    def factor(self, index: int) -> FinitePosterior:
+        """The posterior of one of several independent chains, of which the states are products.
+
+        Args:
+            index: which chain.
+
+        Raises:
+            ValueError: if the states are no products, or there is no such chain.
+        """
+        if self.factors is None or not -len(self.factors) <= index < len(self.factors):
+            count = "is a single one" if self.factors is None else f"has {len(self.factors)}"
+            raise ValueError(f"there is no chain {index}: the model {count}.")
+        return self.fold(np.indices(self.factors)[index].ravel())
 
     def labelled(self, labels: Labels | None) -> FinitePosterior:
         """The same with names of moments and channels."""
@@ -139,7 +206,11 @@ class FinitePosterior(eqx.Module):
             for value in [getattr(self, name)]
         }
         return dataclasses.replace(
-            self, **parts, chain=chain, log_likelihood=parts["pointwise"].sum()
+            self,
+            **parts,
+            chain=chain,
+            log_likelihood=parts["pointwise"].sum(),
+            parts=None if self.parts is None else self.parts.cut(size),
         )
 
     def to_pandas(self) -> Any:

@@ -72,6 +72,19 @@ class FiniteTransition(eqx.Module):
     Subclass it with a method ``matrix`` to make a kernel of your own.
     """
 
+    @property
+    def aggregate(self) -> tuple[int, ...] | None:
+        """Of which state of the model each state of the chain is a part; None where they are the same.
+
+        Observations, soft labels and results are of the model's states.
+        """
+        return None
+
+    @property
+    def factors(self) -> tuple[int, ...] | None:
+        """How many states each of several independent chains has; None for a single chain."""
+        return None
+
     def matrix(self, step: Step) -> Float[Array, "K K"]:
         """Probabilities of the next state (columns) given the previous one (rows)."""
         raise NotImplementedError

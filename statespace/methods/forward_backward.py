@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.chains import finite
+from statespace.conditionals import aggregates
 from statespace.conditionals.finite import Categorical, FiniteTransition, check_probabilities
 from statespace.finite_posterior import FinitePosterior
 from statespace.methods.lowering import at, dtype_of, stack, steps_of
@@ -58,26 +60,27 @@ class ForwardBackward(eqx.Module):
         kernel = transition(model)
         later = jax.tree.map(lambda x: x[1:] if len(series) > 1 else x, steps)
         moves = stack(kernel.matrix, later, varies)
-        states = len(initial)
-        if moves.shape[1:] != (states, states):
+        parts = len(initial)
+        if moves.shape[1:] != (parts, parts):
             raise ValueError(
                 f"`transition` of the model gives matrices of shape {moves.shape[1:]}, but `initial` is over "
-                f"{states} states."
+                f"{parts} states."
             )
+        states = aggregates.count(kernel.aggregate, parts)
         potentials = log_potentials(model.observation, series, steps, states)
         if potentials.shape != (len(series), states):
             raise ValueError(
                 f"`observation` of the model gives log densities of shape {potentials.shape}; expected "
                 f"({len(series)}, {states}), one for each moment and state."
             )
+        potentials = aggregates.expand(kernel.aggregate, potentials)
         dtype = dtype_of(series, initial, moves, potentials)
         return finite.Chain(initial.astype(dtype), moves.astype(dtype), potentials.astype(dtype))
 
     def check(self, model: Any, data: Series | Panel) -> None:
         """Refuse data that the model cannot produce, before anything is traced."""
-        transition(model)
-        step = first_step(data)
-        states = len(initial_probs(model, step))
+        kernel, step = transition(model), first_step(data)
+        states = aggregates.count(kernel.aggregate, len(initial_probs(model, step)))
         check_observations(model.observation, data, states, step)
 
     def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
@@ -96,6 +99,7 @@ class ForwardBackward(eqx.Module):
 
         chain = self.lower(model, series)
         predicted = finite.filter(chain, parallel=self.parallel).predicted
+        predicted = aggregates.fold(model.transition.aggregate, predicted)
         return pseudo_residuals(model.observation, series, predicted)
 
     def posterior(self, model: Any, series: Series, kind: Any) -> FinitePosterior:
@@ -107,7 +111,8 @@ class ForwardBackward(eqx.Module):
         else:
             filtered = finite.filter(chain, parallel=self.parallel)
             probs, ratios = filtered.probs, None
-        return FinitePosterior(
+        names, kernel = state_names(model), transition(model)
+        posterior = FinitePosterior(
             probs=probs,
             times=series.times,
             log_likelihood=filtered.log_likelihood,
@@ -118,16 +123,20 @@ class ForwardBackward(eqx.Module):
             y=series.channels,
             chain=chain,
             kind=kind,
-            state_names=state_names(model),
+            state_names=names if kernel.aggregate is None else None,
             parallel=self.parallel,
         )
+        if kernel.aggregate is not None:
+            posterior = posterior.fold(kernel.aggregate, names)
+        return dataclasses.replace(posterior, factors=kernel.factors)
 
     def sample_states(
         self, model: Any, series: Series, key: PRNGKeyArray, draws: int
     ) -> Int[Array, "draws T"]:
         """Joint draws of all states given all observations."""
         chain = self.lower(model, series)
-        return finite.sample(chain, key, draws, parallel=self.parallel)
+        paths = finite.sample(chain, key, draws, parallel=self.parallel)
+        return aggregates.whole(model.transition.aggregate, paths)
 
     def forecast(self, model: Any, series: Series, rows: Array) -> MixtureForecast:
         """The law of observations at some moments of a recording, of which they are not part."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from statespace.conditionals import aggregates
 from statespace.methods.forward_backward import ForwardBackward, initial_probs, transition
 from statespace.methods.online_kalman import check_later
 from statespace.methods.potentials import log_potentials
@@ -27,9 +28,10 @@ class FiniteOnlineState(NamedTuple):
         log_likelihood: ``log p(y_{0:t})``.
         index: the moment t; -1 before the first.
         time: its time.
-        past: the last filtered laws, newest first, shape ``(lag, K)``.
-        forward: the last predictions, newest first, shape ``(lag, K)``.
-        kernels: the last transition matrices, newest first, shape ``(lag, K, K)``.
+        parts: the filtered law of the chain's own J states: K, or the parts that these are made of.
+        past: the last such laws, newest first, shape ``(lag, J)``.
+        forward: the last predictions of them, newest first, shape ``(lag, J)``.
+        kernels: the last transition matrices, newest first, shape ``(lag, J, J)``.
         history: the last observations, newest first, where the model's observations depend on them.
     """
 
@@ -39,9 +41,10 @@ class FiniteOnlineState(NamedTuple):
     log_likelihood: Float[Array, ""]
     index: Int[Array, ""]  # type: ignore[assignment]  # not the method of tuples
     time: Float[Array, ""]
-    past: Float[Array, "lag K"]
-    forward: Float[Array, "lag K"]
-    kernels: Float[Array, "lag K K"]
+    parts: Float[Array, " J"]
+    past: Float[Array, "lag J"]
+    forward: Float[Array, "lag J"]
+    kernels: Float[Array, "lag J J"]
     history: Float[Array, "p m"] | None
 
 
@@ -67,19 +70,22 @@ class FiniteOnline(eqx.Module):
         """
         probs = initial_probs(self.model, Step(0, 0.0, self.dt))
         probs = probs if jnp.issubdtype(probs.dtype, jnp.inexact) else probs.astype(float)
-        k, lag, dtype = len(probs), self.method.lag, probs.dtype
+        parts, lag, dtype = len(probs), self.method.lag, probs.dtype
+        aggregate = self.model.transition.aggregate
+        shown = aggregates.fold(aggregate, probs)
         lags = getattr(self.model.observation, "lags", 0)
-        nothing = jnp.full((lag, k), jnp.nan, dtype)
+        nothing = jnp.full((lag, parts), jnp.nan, dtype)
         return FiniteOnlineState(
-            probs=probs,
-            predicted=probs,
-            smoothed=jnp.full((lag + 1, k), jnp.nan, dtype),
+            probs=shown,
+            predicted=shown,
+            smoothed=jnp.full((lag + 1, len(shown)), jnp.nan, dtype),
             log_likelihood=jnp.zeros((), dtype),
             index=jnp.asarray(-1),
             time=jnp.asarray(-self.dt, dtype),
+            parts=probs,
             past=nothing,
             forward=nothing,
-            kernels=jnp.zeros((lag, k, k), dtype),
+            kernels=jnp.zeros((lag, parts, parts), dtype),
             history=jnp.full((lags, channels), jnp.nan, dtype) if lags else None,
         )
 
@@ -119,11 +125,13 @@ def _update(
     dt = jnp.where(first, filter.dt, time - state.time)
     step = Step(state.index + 1, time, dt, inputs)
     kernel = model.transition.matrix(step).astype(dtype)
-    predicted = jnp.where(first, initial_probs(model, step), state.probs @ kernel)
+    predicted = jnp.where(first, initial_probs(model, step), state.parts @ kernel)
 
-    weights = jnp.log(predicted) + _potential(
-        model.observation, state.history, y, step, len(predicted)
-    )
+    aggregate = model.transition.aggregate
+    fold = lambda p: aggregates.fold(aggregate, p)
+    states = aggregates.count(aggregate, len(predicted))
+    potential = _potential(model.observation, state.history, y, step, states)
+    weights = jnp.log(predicted) + aggregates.expand(aggregate, potential[None])[0]
     evidence = jax.nn.logsumexp(weights)
     possible = jnp.isfinite(evidence)
     probs = jnp.where(possible, jnp.exp(weights - jnp.where(possible, evidence, 0.0)), predicted)
@@ -141,12 +149,13 @@ def _update(
     if history is not None:
         history = jnp.concatenate([y[None], history[:-1]])
     return FiniteOnlineState(
-        probs=probs,
-        predicted=predicted,
-        smoothed=jnp.concatenate([probs[None], revised]),
+        probs=fold(probs),
+        predicted=fold(predicted),
+        smoothed=fold(jnp.concatenate([probs[None], revised])),
         log_likelihood=state.log_likelihood + evidence,
         index=state.index + 1,
         time=time,
+        parts=probs,
         past=keep(probs, state.past),
         forward=keep(predicted, state.forward),
         kernels=kernels,

@@ -92,7 +92,7 @@ def check_observations(observation: Any, data: Series | Panel, states: int, step
     if isinstance(data.y, jax.core.Tracer):
         return
     m = data.channels.shape[-1]
-    y = np.asarray(data.channels).reshape(-1, m)
+    y = np.asarray(data.y).reshape(-1, m)
     if hasattr(observation, "check"):
         observation.check(y)
         return

@@ -1,0 +1,79 @@
+"""Transitions of several independent chains at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from statespace.conditionals import aggregates
+from statespace.conditionals.finite import FiniteKernel, FiniteTransition, SoftmaxKernel
+from statespace.model import Step
+
+
+class FactorialKernel(FiniteTransition):
+    """Independent chains side by side: the matrix is the Kronecker product of theirs.
+
+    A state is a tuple of one state of each chain; they are numbered with the last chain running fastest, as
+    by ``np.ravel_multi_index``. Exact, at a cost that grows with the product of the numbers of states.
+
+    Args:
+        kernels: one for each chain: a matrix ``(K_i, K_i)``, or any transition of a finite state.
+
+    Raises:
+        ValueError: if there is no kernel, or a matrix is no transition matrix.
+
+    References:
+        Ghahramani & Jordan (1997), Factorial hidden Markov models.
+    """
+
+    kernels: tuple[FiniteTransition, ...]
+    sizes: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, kernels: Sequence[Any]):
+        self.kernels = tuple(
+            k if isinstance(k, FiniteTransition) else FiniteKernel(k) for k in kernels
+        )
+        if not self.kernels:
+            raise ValueError("`kernels` of FactorialKernel is empty: give one for each chain.")
+        self.sizes = tuple(map(_size, self.kernels))
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """How many states each chain has."""
+        return tuple(
+            aggregates.count(k.aggregate, n) for k, n in zip(self.kernels, self.sizes, strict=True)
+        )
+
+    @property
+    def aggregate(self) -> tuple[int, ...] | None:
+        """Of which tuple of states each tuple of sub-states is a part, where a chain has sub-states."""
+        if all(k.aggregate is None for k in self.kernels):
+            return None
+        parts = np.indices(self.sizes).reshape(len(self.sizes), -1)
+        whole = [
+            part if k.aggregate is None else np.asarray(k.aggregate)[part]
+            for k, part in zip(self.kernels, parts, strict=True)
+        ]
+        return tuple(np.ravel_multi_index(whole, self.factors).tolist())
+
+    def matrix(self, step: Step) -> Float[Array, "J J"]:
+        """Probabilities of the next state (columns) given the previous one (rows)."""
+        return product([k.matrix(step) for k in self.kernels])
+
+
+def product(factors: Sequence[Array]) -> Array:
+    """The Kronecker product: of laws that of independent states, of matrices that of independent chains."""
+    return reduce(jnp.kron, factors)
+
+
+def _size(kernel: FiniteTransition) -> int:
+    if isinstance(kernel, SoftmaxKernel):  # whose matrix wants inputs
+        return len(kernel.logits)
+    return jax.eval_shape(lambda: kernel.matrix(Step(1, 1.0, 1.0))).shape[0]
