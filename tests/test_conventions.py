@@ -1,9 +1,12 @@
 """The statements of docs/conventions.md, one test each, in their order."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
+from scipy import stats
 from written_out import dense
 
 import statespace as ss
@@ -346,6 +349,78 @@ def test_diffuse_directions_have_a_flat_prior():
     assert errors[0] < 1e-3
     assert errors[1] == pytest.approx(errors[0] / 100, rel=1e-2)
     assert np.isfinite(exact.covariance).all()
+
+
+# Finite states ------------------------------------------------------------------------------------------
+
+LEVELS = jnp.array([0.0, 1.0, 5.0])
+CYCLE = np.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]])
+
+
+def finite(first=(1.0, 0.0, 0.0), matrix=CYCLE):
+    return ss.Model(
+        ss.Categorical(first),
+        ss.FiniteKernel(matrix),
+        lambda state, step: dist.Normal(LEVELS[state], 0.5),
+    )
+
+
+def test_states_are_numbered_from_0(key):
+    posterior = ss.smooth(finite(), Y)
+    assert posterior.probs.shape == (5, 3)
+    assert posterior.most_likely.shape == (5,)
+    assert int(posterior.most_likely[0]) == 0
+    assert set(np.asarray(ss.simulate(finite(), 50, key=key).states)) <= {0, 1, 2}
+
+
+def test_rows_are_from_columns_are_to():
+    predicted = ss.filter(finite(), np.array([0.0, np.nan])).predicted[1]
+    close(predicted, CYCLE[0])
+
+
+def test_a_probability_of_exactly_zero_stays_zero():
+    free = {name: value + 0.3 for name, value in ss.unconstrain(finite()).items()}
+    moved = ss.constrain(finite(), free)
+    np.testing.assert_array_equal(moved.transition.probs == 0, CYCLE == 0)
+    np.testing.assert_array_equal(moved.initial.probs, [1, 0, 0])
+
+
+def test_pairs_t_has_rows_for_the_earlier_state():
+    posterior = ss.smooth(finite(), Y)
+    assert posterior.pairs.shape == (4, 3, 3)
+    close(posterior.pairs.sum(axis=2), posterior.probs[:-1])
+    close(posterior.pairs.sum(axis=1), posterior.probs[1:])
+
+
+def test_state_weights_multiply_plausibilities():
+    free = finite(first=(0.2, 0.3, 0.5))
+    nothing = np.vstack([np.ones((4, 3)), np.full((1, 3), np.nan)])
+    close(ss.log_likelihood(free, ss.Series(Y, state_weights=nothing)), ss.log_likelihood(free, Y))
+    known = nothing.copy()
+    known[2] = [0, 2.0, 0]
+    smoothed = ss.smooth(free, ss.Series(Y, state_weights=known))
+    close(smoothed.probs[2], [0, 1, 0])
+    here = np.log(2 * np.asarray(ss.smooth(free, Y).probs)[2, 1])
+    close(smoothed.log_likelihood - ss.log_likelihood(free, Y), here)
+
+
+def test_impossible_data_have_log_likelihood_minus_infinity():
+    never = ss.Series(Y[:2], state_weights=[[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    assert ss.log_likelihood(finite(), never) == -np.inf
+    assert np.isfinite(ss.smooth(finite(), never).probs).all()
+
+
+def test_history_holds_the_last_observations_newest_first():
+    class Reader(eqx.Module):
+        lags: int = eqx.field(static=True, default=2)
+
+        def __call__(self, state, step):
+            past = jnp.nan_to_num(step.history, nan=-1.0)
+            return dist.Normal(past[0, 0] + 10 * past[1, 0], 1.0)
+
+    m = ss.Model(ss.Categorical([1.0]), ss.FiniteKernel([[1.0]]), Reader())
+    mean = np.array([-11, 1.0 - 10, 0.4 + 10 * 1.0, -0.3 + 10 * 0.4, 0.8 - 10 * 0.3])
+    close(ss.log_likelihood(m, Y), stats.norm(mean, 1).logpdf(Y).sum())
 
 
 # Likelihoods --------------------------------------------------------------------------------------------
