@@ -76,6 +76,8 @@ class SparseSoftmax(Transform):
     def _inverse(self, y: Float[Array, "*b K"]) -> Float[Array, "*b free"]:
         _, free, reference = self._entries()
         entries = np.nonzero(free)
+        # a probability that learning has brought to zero is at the end of the line, not beyond it
+        y = jnp.maximum(y, jnp.finfo(y.dtype).tiny)
         against = y[(..., *entries[:-1], reference[entries[:-1]])]
         return jnp.log(y[(..., *entries)]) - jnp.log(against)
 

@@ -1,4 +1,4 @@
-"""Expectation maximisation for linear Gaussian models."""
+"""Expectation maximisation: the loop, for every family of models that has an E-step and an M-step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from statespace.conditionals.finite import FiniteTransition
+from statespace.learners import em_finite, em_gaussian
 from statespace.learners.descent import rounding
-from statespace.learners.expectations import expectations
 from statespace.learners.information import bends, uncertainty
 from statespace.learners.likelihood import bare, log_likelihood
 from statespace.learners.priors import Priors, checked_priors, log_prior
@@ -25,21 +26,24 @@ from statespace.learners.problem import (
     with_values,
 )
 from statespace.learners.progress import bar
-from statespace.learners.regressions import check_scales, maximise, regressions
 from statespace.learners.result import FitResult
 from statespace.parameters import parameters, replace
 
 _BLOCK = 50  # iterations in one call of the compiled loop
 _RUNNING, _CONVERGED, _FELL, _NOT_FINITE, _COLLAPSED = 0, 1, 2, 3, 4
+INITIALISATIONS = ("kmeans", "random")
 
 
 class EM(eqx.Module):
-    """Expectation maximisation: smooth the states, then regress on them, until nothing is gained.
+    """Expectation maximisation: infer the states, then learn as if they were known, until nothing is gained.
 
-    For ``LinearGaussian``, and for ``ss.Model`` with a Gaussian initial law and affine Gaussian conditionals
-    made of arrays. Takes missing entries (of some or all channels), inputs, and panels of recordings of
-    unequal length. A frozen parameter does not move, and the others are then at the maximum given it. A
-    parameter with a prior is moved by climbing the expected log likelihood plus log prior.
+    For models of finitely many states, with any transition and any observation; and for
+    ``LinearGaussian`` and ``ss.Model`` with a Gaussian initial law and affine Gaussian conditionals made
+    of arrays. Takes missing entries (of some or all channels), inputs, soft labels, and panels of
+    recordings of unequal length: each is smoothed by itself, and the parameters are learned from all. A
+    frozen parameter does not move, and the others are then at the maximum given it. A parameter with a
+    prior is moved by climbing the expected log likelihood plus log prior; a Dirichlet prior of
+    probabilities adds its pseudo-counts (a "sticky" one is ``Dirichlet(ones((K, K)) + kappa * eye(K))``).
 
     EM gets near a maximum reliably, and approaches it slowly: ``ss.fit(result, data)`` finishes the work by
     maximum likelihood, with standard errors.
@@ -50,25 +54,35 @@ class EM(eqx.Module):
         floor: the least eigenvalue that a learned covariance may have, in squared units of what it is
             the noise of. With a floor, no covariance collapses.
         standard_errors: whether to compute them at the end, from the Hessian.
+        starts: how many starts to make at once, for finite states; the first is the model as given, the
+            best end is kept. More than one needs ``key`` in :func:`statespace.fit`.
+        initialisation: what the emission of the other starts is learned from: ``"kmeans"``, clusters of the
+            observations, or ``"random"``, states drawn from the model without a look at the data.
         progress: whether to show a progress bar; None: when it takes more than a few seconds.
 
     References:
-        Shumway & Stoffer (1982); Ghahramani & Hinton (1996), Parameter estimation for linear dynamical
-        systems, equations 11-20; for missing channels Holmes, Ward & Wills (2012).
+        Baum et al. (1970); Dempster, Laird & Rubin (1977); Shumway & Stoffer (1982).
     """
 
     iterations: int = eqx.field(static=True, default=500)
     tolerance: float = eqx.field(static=True, default=1e-6)
     floor: float = eqx.field(static=True, default=0.0)
     standard_errors: bool = eqx.field(static=True, default=False)
+    starts: int = eqx.field(static=True, default=1)
+    initialisation: str = eqx.field(static=True, default="kmeans")
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"`iterations` must be at least 1, got {self.iterations}.")
+        for name in ("iterations", "starts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name in ("tolerance", "floor"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.initialisation not in INITIALISATIONS:
+            raise ValueError(
+                f"`initialisation` must be one of {INITIALISATIONS}, got {self.initialisation!r}."
+            )
 
     def fit(
         self,
@@ -83,21 +97,23 @@ class EM(eqx.Module):
         """Parameters at which no iteration raises the likelihood; see :func:`statespace.fit`.
 
         Raises:
-            TypeError: if the model has no closed-form M-step.
+            TypeError: if the model has no M-step.
             ValueError: if the start is impossible, a scale has no closed form, or a covariance collapses
                 on the way.
         """
-        check_scales(model)
         problem = Problem(model, bare(data), checked_priors(model, priors), method)
+        _family(model).check(problem)
         check_start(problem, "EM")
-        state, trace = self._run(problem)
+        states, traces = self._run(problem, self._beginnings(problem, key))
+        best = _best(states)
+        state, trace = jax.tree.map(lambda a: a[best], states), traces[best]
         problem = with_values(problem, state.values)
         reason = self._verdict(int(state.status), trace, problem)
-        z = vector(problem)
         total, likelihood = (float(v) for v in _densities(problem))
         trace.append(total)
         errors = None
         if self.standard_errors:
+            z = vector(problem)
             value, _, hessian = (np.asarray(a, float) for a in curvature(problem, z))
             shape = bends(hessian, float(value), float(jnp.finfo(z.dtype).eps))
             errors = uncertainty(problem, np.asarray(z), shape)
@@ -113,48 +129,71 @@ class EM(eqx.Module):
             trace=np.asarray(trace),
             uncertainty=errors,
             _problem=problem,
+            starts=tuple(map(np.asarray, traces)) if self.starts > 1 else None,
         ).warn_unless_converged()
 
-    def _run(self, problem: Problem) -> tuple[Progress, list[float]]:
-        """Iterate, block by block, to the end."""
-        values = parameters(problem.model, frozen=False)
+    def _beginnings(self, problem: Problem, key: PRNGKeyArray | None) -> dict[str, Array]:
+        """Values of the free parameters, with a leading axis of starts."""
+        given = {k: v[None] for k, v in parameters(problem.model, frozen=False).items()}
+        if self.starts == 1:
+            return given
+        if _family(problem.model) is not em_finite:
+            raise TypeError(
+                "EM(starts=...) is for models of finitely many states; for others use "
+                "MaximumLikelihood(starts=...)."
+            )
+        if key is None:
+            raise ValueError(
+                f"EM(starts={self.starts}) disperses its starts at random: give `fit` a `key`, such as "
+                "`jax.random.key(0)`."
+            )
+        em_finite.check_starts(problem)
+        floor = jnp.asarray(self.floor, vector(problem).dtype)
+        keys = jax.random.split(key, self.starts - 1)
+        others = em_finite.disperse(problem, keys, self.initialisation, floor)
+        return {k: jnp.concatenate([v, others[k].astype(v.dtype)]) for k, v in given.items()}
+
+    def _run(self, problem: Problem, values: Any) -> tuple[Progress, list[list[float]]]:
+        """Iterate, block by block, to the end of every start."""
         dtype = vector(problem).dtype
         tolerance, floor = jnp.asarray(self.tolerance, dtype), jnp.asarray(self.floor, dtype)
-        zero = jnp.zeros((), int)
-        state = Progress(
-            values, jnp.full((), -jnp.inf, dtype), jnp.zeros(_BLOCK, dtype), zero, zero
-        )
-        trace: list[float] = []
+        zero = jnp.zeros(self.starts, int)
+        low = jnp.full(self.starts, -jnp.inf, dtype)
+        state = Progress(values, low, jnp.zeros((self.starts, _BLOCK), dtype), zero, zero)
+        traces: list[list[float]] = [[] for _ in range(self.starts)]
         with bar(self.iterations, "EM", self.progress) as shown:
-            while int(state.status) == _RUNNING and int(state.iteration) < self.iterations:
-                begin = int(state.iteration)
+            for begin in range(0, self.iterations, _BLOCK):
+                before = np.asarray(state.iteration)
                 end = min(begin + _BLOCK, self.iterations)
                 state = _iterate(problem, state, tolerance, floor, jnp.asarray(end))
-                done = int(state.iteration) - begin
-                trace += np.asarray(state.trace)[:done].tolist()
-                shown.set_postfix_str(f"log likelihood {trace[-1]:.3f}", refresh=False)
-                shown.update(done)
-        return state, trace
+                done = np.asarray(state.iteration) - before
+                block = np.asarray(state.trace)
+                for trace, values, count in zip(traces, block, done):
+                    trace += values[:count].tolist()
+                highest = np.nanmax([trace[-1] for trace in traces] + [-np.inf])
+                shown.set_postfix_str(f"log likelihood {highest:.3f}", refresh=False)
+                shown.update(int(done.max()))
+                if not np.any(np.asarray(state.status) == _RUNNING):
+                    break
+        return state, traces
 
     def _verdict(self, status: int, trace: list[float], problem: Problem) -> str:
+        family = _family(problem.model)
         if status == _COLLAPSED:
             raise ValueError(
-                f"EM stopped at iteration {len(trace)}: a noise covariance collapsed to zero beside "
-                "what it is the noise of (the likelihood has no maximum, or one on the boundary). Give "
-                "EM(floor=...) a least variance, put a prior on the scale, freeze it, or use fewer "
-                f"states. The scales are now {_scales(problem.model)}."
+                f"EM stopped at iteration {len(trace)}: {family.collapse(problem.model)}"
             )
         if status == _NOT_FINITE:
             if len(trace) <= 1:
                 raise not_finite("EM", trace[0] if trace else density(problem, vector(problem)))
             raise ValueError(
                 f"EM stopped at iteration {len(trace)}: the log likelihood became {trace[-1]}. Start "
-                "elsewhere, give EM(floor=...) a least variance, or use Kalman(form='sqrt')."
+                f"elsewhere, give EM(floor=...) a least variance, or {family.REMEDY}."
             )
         if status == _FELL:
             return (
                 f"the log likelihood fell by {trace[-2] - trace[-1]:.3g} at iteration {len(trace)}, "
-                "which only rounding can do; use float64, or Kalman(form='sqrt')"
+                f"which only rounding can do; {family.REMEDY}"
             )
         if status == _CONVERGED:
             return "an iteration gains less than the tolerance"
@@ -164,7 +203,7 @@ class EM(eqx.Module):
 
 
 class Progress(NamedTuple):
-    """EM under way.
+    """EM under way, from several starts.
 
     Attributes:
         values: the free parameters, by name.
@@ -174,40 +213,40 @@ class Progress(NamedTuple):
         status: why it stopped, or that it did not.
     """
 
-    values: dict[str, Array]
-    density: Float[Array, ""]
-    trace: Float[Array, " b"]
-    iteration: Int[Array, ""]
-    status: Int[Array, ""]
+    values: dict[str, Float[Array, "starts ..."]]
+    density: Float[Array, " starts"]
+    trace: Float[Array, "starts b"]
+    iteration: Int[Array, " starts"]
+    status: Int[Array, " starts"]
 
 
-def _scales(model: Any) -> str:
-    """The noise scales of a model in words."""
-    values = parameters(model)
-    names = [part.scale for part in regressions(model)]
-    return ", ".join(f"{n} = {np.array2string(np.asarray(values[n]), precision=3)}" for n in names)
+def _family(model: Any) -> Any:
+    """What knows the E-step and the M-step of a model."""
+    return em_finite if isinstance(model.transition, FiniteTransition) else em_gaussian
+
+
+def _best(states: Progress) -> int:
+    """The start that came highest, those that broke off last."""
+    status, value = np.asarray(states.status), np.asarray(states.density)
+    sound = (status != _COLLAPSED) & (status != _NOT_FINITE) & np.isfinite(value)
+    return int(np.argmax(np.where(sound, value, -np.inf)))
 
 
 @eqx.filter_jit
 def _iterate(
-    problem: Problem, state: Progress, tolerance: Array, floor: Array, end: Array
+    problem: Problem, states: Progress, tolerance: Array, floor: Array, end: Array
 ) -> Progress:
-    """Iterations up to number ``end``, in one compiled loop."""
-    parts = regressions(problem.model)
-    begin = state.iteration
+    """Iterations up to number ``end`` of every start, in one compiled loop."""
+    family = _family(problem.model)
 
     def goes_on(s: Progress) -> Array:
         return (s.status == _RUNNING) & (s.iteration < end)
 
-    def iteration(s: Progress) -> Progress:
+    def iteration(s: Progress, begin: Array) -> Progress:
         model = replace(problem.model, s.values)
-        value, statistics = expectations(model, problem.data, problem.method, parts)
+        value, statistics = family.expect(model, problem)
         value = (value + log_prior(model, problem.priors)).astype(s.density.dtype)
-        new, collapsed = dict(s.values), jnp.zeros((), bool)
-        for part in parts:
-            moved, flag = maximise(model, part, statistics[part.label], problem.priors, floor)
-            new |= moved
-            collapsed = collapsed | flag
+        moved, collapsed = family.maximise(model, problem, statistics, floor)
         gain = value - s.density
         small = jnp.maximum(tolerance, rounding(value))
         status = jnp.where(gain < small, _CONVERGED, _RUNNING)
@@ -215,7 +254,7 @@ def _iterate(
         status = jnp.where(collapsed & (status == _RUNNING), _COLLAPSED, status)
         status = jnp.where(jnp.isfinite(value), status, _NOT_FINITE)
         keep = status != _RUNNING
-        values = jax.tree.map(lambda a, b: jnp.where(keep, a, b), s.values, new)
+        values = jax.tree.map(lambda a, b: jnp.where(keep, a, b), s.values, s.values | moved)
         return Progress(
             values=values,
             density=value,
@@ -224,7 +263,14 @@ def _iterate(
             status=status.astype(s.status.dtype),
         )
 
-    return jax.lax.while_loop(goes_on, iteration, state)
+    def run(s: Progress) -> Progress:
+        begin = s.iteration
+        return jax.lax.while_loop(goes_on, lambda s: iteration(s, begin), s)
+
+    if len(states.status) > 1:
+        return jax.vmap(run)(states)
+    only = run(jax.tree.map(lambda a: a[0], states))
+    return jax.tree.map(lambda a: a[None], only)
 
 
 @eqx.filter_jit

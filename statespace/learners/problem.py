@@ -43,15 +43,19 @@ class Problem(eqx.Module):
         """Names of the free parameters, in the order of the model's fields."""
         return list(parameters(self.model, frozen=False))
 
+    def supports(self) -> dict[str, Any]:
+        """Where each free parameter may move: in its own support, or in that of its prior inside it."""
+        from statespace.constraints.sparse_simplex import SparseSimplex
+
+        known = supports(self.model)
+        own = lambda n: n not in self.priors or isinstance(known[n], SparseSimplex)
+        return {n: known[n] if own(n) else self.priors[n].support for n in self.names}
+
     def bijections(self) -> dict[str, Any]:
         """From the unconstrained space to the support of each free parameter."""
         from numpyro.distributions import biject_to
 
-        known = supports(self.model)
-        return {
-            name: biject_to(self.priors[name].support if name in self.priors else known[name])
-            for name in self.names
-        }
+        return {name: biject_to(support) for name, support in self.supports().items()}
 
     def free(self) -> dict[str, Array]:
         """The free parameters in the unconstrained space, by name."""
@@ -84,14 +88,18 @@ class Problem(eqx.Module):
             volume: whether to add the log Jacobian of the transformation, which makes this the
                 density of ``z`` instead of that of the parameters on their own scale.
         """
-        model = self.place(z)
-        total = log_likelihood(model, self.data, self.method) + log_prior(model, self.priors)
+        likelihood = log_likelihood(self.place(z), self.data, self.method)
+        return (likelihood + self.log_prior(z, volume=volume)).astype(z.dtype)
+
+    def log_prior(self, z: Float[Array, " p"], *, volume: bool = False) -> Float[Array, ""]:
+        """Log prior density, with the log Jacobian of the transformation where ``volume`` is to count."""
+        total = log_prior(self.place(z), self.priors)
         if volume:
             bijections = self.bijections()
             for name, part in self.split(z).items():
                 b = bijections[name]
                 total = total + jnp.sum(b.log_abs_det_jacobian(part, b(part)))
-        return total.astype(z.dtype)
+        return total
 
     def loss(self, z: Float[Array, " p"]) -> Float[Array, ""]:
         """What maximum likelihood (with priors: maximum a posteriori) minimises."""

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from statespace.conditionals.affine import AffineGaussian, Gaussian
-from statespace.learners import descent
+from statespace.learners.climbing import climb
 from statespace.model import Model
 from statespace.models.linear_gaussian import LinearGaussian
 from statespace.parameters import Frozen, parameters, supports
@@ -182,15 +181,10 @@ def _climb(
     model: Any, regression: Regression, s: Statistics, priors: Any, names: list[str]
 ) -> dict[str, Array]:
     """The expected log likelihood plus log priors, climbed from the current parameters."""
-    from numpyro.distributions import biject_to
-
     known, values = supports(model), parameters(model)
-    to = {n: biject_to(priors[n].support if n in priors else known[n]) for n in names}
-    z, unravel = ravel_pytree([to[n].inv(values[n]) for n in names])
     old = coefficients(model, regression)
 
-    def loss(z: Array) -> Array:
-        new = {n: to[n](part) for n, part in zip(names, unravel(z))}
+    def objective(new: dict[str, Array]) -> Array:
         here = values | new
         blocks = [here[n] for n in regression[1:4] if n is not None]
         full = jnp.concatenate([b[:, None] if b.ndim == 1 else b for b in blocks], axis=1)
@@ -200,11 +194,10 @@ def _climb(
         trace = jnp.trace(jax.scipy.linalg.solve_triangular(factor, half.T, lower=True))
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
         prior = sum(jnp.sum(priors[n].log_prob(new[n])) for n in names if n in priors)
-        return ((s.moments * log_det + trace) / 2 - prior).astype(z.dtype)
+        return prior - (s.moments * log_det + trace) / 2
 
-    tolerance = jnp.asarray(1e-10, z.dtype)
-    state = descent.advance(loss, descent.start(z), tolerance, jnp.asarray(200))
-    return {n: to[n](part) for n, part in zip(names, unravel(state.x))}
+    within = {n: priors[n].support if n in priors else known[n] for n in names}
+    return climb(objective, {n: values[n] for n in names}, within)
 
 
 def _movable(model: Any, regression: Regression, free: dict[str, Array]) -> np.ndarray:

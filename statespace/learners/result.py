@@ -44,6 +44,7 @@ class FitResult:
         trace: log likelihood (plus log prior) as the learner went, one entry an iteration or a
             block of them.
         uncertainty: standard errors and covariance, or None where none were asked for.
+        starts: the traces of all starts, where EM made several; ``trace`` is that of the best.
     """
 
     model: Any
@@ -57,6 +58,7 @@ class FitResult:
     trace: Float[np.ndarray, " i"]
     uncertainty: Uncertainty | None
     _problem: Problem
+    starts: tuple[np.ndarray, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:

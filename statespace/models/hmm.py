@@ -27,8 +27,8 @@ STATIONARY = "stationary"
 class HMM(eqx.Module):
     """A Markov chain over K states, each with its own law of the observation.
 
-    Its parameters are ``initial_probs``, those of the transition (``transition.probs`` of a matrix) and those of
-    the emission (``emission.mean`` …). Probabilities that are exactly zero stay zero when they are learned.
+    Its parameters are ``initial_probs``, those of the transition (``transition.probs`` of a matrix) and those
+    of the emission (``emission.mean`` …). Probabilities that are exactly zero stay zero when learned.
 
     Args:
         initial_probs: law of the first state, shape ``(K,)``; None for uniform; ``"stationary"`` for the
@@ -53,10 +53,10 @@ class HMM(eqx.Module):
     possible: Any = eqx.field(static=True)
     state_names: tuple[str, ...] | None = eqx.field(static=True)
     initial_probs: Float[Array, " K"] | None = parameter(
-        sparse_simplex, of_owner=True, converter=None
+        sparse_simplex, of_owner=True, converter=None, default=None
     )
-    transition: FiniteTransition
-    emission: Any
+    transition: FiniteTransition = eqx.field(default=None)
+    emission: Any = eqx.field(default=None)
 
     def __init__(
         self,
@@ -81,8 +81,9 @@ class HMM(eqx.Module):
     @property
     def initial(self) -> Categorical:
         """Law of the state at the first moment."""
+        kernel: Any = self.transition
         probs = self.initial_probs
-        return Categorical(stationary_law(self.transition.probs) if probs is None else probs)
+        return Categorical(stationary_law(kernel.probs) if probs is None else probs)
 
     @property
     def observation(self) -> Any:
