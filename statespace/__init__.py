@@ -18,6 +18,7 @@ from statespace.finite_forecast import MixtureForecast
 from statespace.finite_posterior import FinitePosterior
 from statespace.learners.em import EM
 from statespace.learners.fit import fit
+from statespace.learners.gibbs import Gibbs
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
 from statespace.learners.posterior_result import PosteriorResult
@@ -110,6 +111,7 @@ __all__ = [
     "ForwardBackward",
     "Gaussian",
     "GaussianPosterior",
+    "Gibbs",
     "HiddenSemiMarkov",
     "IntegratedOrnsteinUhlenbeck",
     "Irregular",

@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from statespace.series import Panel, Series, as_data, assemble
 
@@ -31,6 +31,14 @@ def stacked(panel: Panel) -> Series:
         dt=panel.dt,
         labels=None,
     )
+
+
+def recordings(data: Series | Panel) -> tuple[Series, Bool[Array, "S T"]]:
+    """All recordings with a leading axis, and which of their moments are not padding."""
+    if isinstance(data, Panel):
+        within = jnp.arange(data.y.shape[1]) < jnp.asarray(data.lengths)[:, None]
+        return stacked(data), within
+    return jax.tree.map(lambda a: a[None], data), jnp.ones((1, len(data)), bool)
 
 
 def each_recording(function: Callable[..., Any], model: Any, method: Any, *args: Any) -> Any:

@@ -14,8 +14,8 @@ from statespace.learners.likelihood import bare, log_likelihood
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import Priors, checked_priors, log_prior
 from statespace.learners.problem import Problem, check_start, density, moved, not_finite, vector
-from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
+from statespace.learners.sampling import in_blocks, sweeps
 
 _BLOCK = 50  # draws in one call of the compiled loop
 _RETRIES = 12
@@ -84,69 +84,70 @@ class NUTS(eqx.Module):
         problem = Problem(model, bare(data), priors, method)
         check_start(problem, "NUTS")
         key_start, key_run = jax.random.split(key)
-        z = self._disperse(problem, key_start, start)
+        z = dispersed(problem, key_start, start, self.chains, self.spread, "NUTS")
         settings = Settings(
             self.warmup, float(self.target_accept), self.max_tree_depth, self.dense_mass
         )
         state = _begin(problem, z, jax.random.split(key_run, self.chains), settings)
-        draws = self._run(problem, state, settings)
-        z = jnp.asarray(np.concatenate([d.z for d in draws], axis=1))
-        statistics = {
-            name: np.concatenate([getattr(d, name) for d in draws], axis=1)
-            for name in Draw._fields[1:]
-        }
-        values = {name: np.asarray(v) for name, v in _values(problem, z).items()}
+        draws = in_blocks(
+            lambda state, count: _advance(problem, state, settings, count),
+            state,
+            self.warmup,
+            self.samples,
+            _BLOCK,
+            "NUTS",
+            self.progress,
+            lambda drawn: f", {float(np.mean(drawn.n_steps)):.1f} steps a draw",
+        )
+        z = jnp.asarray(draws.z)
+        statistics = {name: getattr(draws, name) for name in Draw._fields[1:]}
         at = moved(problem, jnp.mean(z, axis=(0, 1)))
+        likelihood, prior = likelihood_and_prior(at)
         return PosteriorResult.from_draws(
             problem=at,
             data=data,
             learner=f"NUTS ({self.chains} chains × {self.samples} draws, {self.warmup} warm-up)",
-            draws=values,
+            draws=values_of_draws(problem, z),
             unconstrained=np.asarray(z),
             statistics=statistics,
-            log_likelihood=float(_likelihood(at)),
-            log_prior=float(log_prior(at.model, priors)),
+            log_likelihood=likelihood,
+            log_prior=prior,
         ).warn_unless_converged()
 
-    def _disperse(
-        self, problem: Problem, key: PRNGKeyArray, start: FitResult | None
-    ) -> Float[Array, "chains p"]:
-        """Starting points at which the posterior density is positive."""
-        z = vector(problem)
-        if not np.isfinite(float(density(problem, z))):
-            raise not_finite("NUTS", density(problem, z))
-        width = np.maximum(np.abs(np.asarray(z)), 1.0)
-        if start is not None and start.uncertainty is not None:
-            known = start.uncertainty.unconstrained
-            if list(known) == problem.names:
-                errors = np.concatenate([np.ravel(v) for v in known.values()])
-                if errors.shape == width.shape:
-                    width = np.where(np.isfinite(errors), errors, width)
-        noise = self.spread * width * np.asarray(jax.random.normal(key, (self.chains, len(z))))
-        points = []
-        for row in noise:
-            for _ in range(_RETRIES):
-                point = z + jnp.asarray(row, z.dtype)
-                if np.isfinite(float(density(problem, point))):
-                    break
-                row = row / 2
-            points.append(point)
-        return jnp.stack(points)
 
-    def _run(self, problem: Problem, state: Any, settings: Settings) -> list[Draw]:
-        """Warm up and sample, block by block; the kept draws, chains first."""
-        kept = []
-        with bar(self.warmup + self.samples, "NUTS", self.progress) as shown:
-            for phase, total in (("warm-up", self.warmup), ("sampling", self.samples)):
-                for begin in range(0, total, _BLOCK):
-                    count = min(_BLOCK, total - begin)
-                    state, block = _advance(problem, state, settings, jnp.asarray(count))
-                    block = Draw(*(np.asarray(part)[:, :count] for part in block))
-                    kept += [block] if phase == "sampling" else []
-                    depth = float(np.mean(block.n_steps))
-                    shown.set_postfix_str(f"{phase}, {depth:.1f} steps a draw", refresh=False)
-                    shown.update(count)
-        return kept
+def dispersed(
+    problem: Problem,
+    key: PRNGKeyArray,
+    start: FitResult | None,
+    chains: int,
+    spread: float,
+    learner: str,
+) -> Float[Array, "chains p"]:
+    """Starting points around the model at which the posterior density is positive.
+
+    Their spread is in standard errors of ``start``, where it has any, else in units of each parameter or of
+    its size.
+    """
+    z = vector(problem)
+    if not np.isfinite(float(density(problem, z))):
+        raise not_finite(learner, density(problem, z))
+    width = np.maximum(np.abs(np.asarray(z)), 1.0)
+    if start is not None and start.uncertainty is not None:
+        known = start.uncertainty.unconstrained
+        if list(known) == problem.names:
+            errors = np.concatenate([np.ravel(v) for v in known.values()])
+            if errors.shape == width.shape:
+                width = np.where(np.isfinite(errors), errors, width)
+    noise = spread * width * np.asarray(jax.random.normal(key, (chains, len(z))))
+    points = []
+    for row in noise:
+        for _ in range(_RETRIES):
+            point = z + jnp.asarray(row, z.dtype)
+            if np.isfinite(float(density(problem, point))):
+                break
+            row = row / 2
+        points.append(point)
+    return jnp.stack(points)
 
 
 class Settings(NamedTuple):
@@ -215,21 +216,22 @@ def _advance(problem: Problem, state: Any, settings: Settings, count: Array) -> 
             s.adapt_state.step_size,
         )
 
-    shapes = jax.eval_shape(jax.vmap(look), state)
-    empty = jax.tree.map(lambda a: jnp.zeros((a.shape[0], _BLOCK, *a.shape[1:]), a.dtype), shapes)
+    return sweeps(jax.vmap(step), look, state, count, _BLOCK)
 
-    def body(i: Array, carry: tuple[Any, Draw]) -> tuple[Any, Draw]:
-        state, buffers = carry
-        state = jax.vmap(step)(state)
-        seen = jax.vmap(look)(state)
-        return state, jax.tree.map(lambda b, a: b.at[:, i].set(a), buffers, seen)
 
-    return jax.lax.fori_loop(0, count, body, (state, empty))
+def values_of_draws(problem: Problem, z: Float[Array, "chains draws p"]) -> dict[str, np.ndarray]:
+    """Draws on the parameters' own scale."""
+    return {name: np.asarray(v) for name, v in _values(problem, z).items()}
 
 
 @eqx.filter_jit
 def _values(problem: Problem, z: Float[Array, "chains draws p"]) -> dict[str, Array]:
     return jax.vmap(jax.vmap(problem.values))(z)
+
+
+def likelihood_and_prior(problem: Problem) -> tuple[float, float]:
+    """Log likelihood and log prior of the model as it stands."""
+    return float(_likelihood(problem)), float(log_prior(problem.model, problem.priors))
 
 
 @eqx.filter_jit
