@@ -26,7 +26,7 @@ __all__ = ["describe", "load", "names"]
 
 
 class PackageFile(NamedTuple):
-    """A file inside an installed package, which is found without importing it."""
+    """A file inside an installed package (this one, say), which is found without importing it."""
 
     package: str
     path: str
@@ -214,6 +214,23 @@ def _read_flint(counts: Path, velocity: Path) -> pd.DataFrame:
     return pd.DataFrame(np.hstack([x, z]), seconds, columns)
 
 
+def _read_rat_decisions(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    data = pd.read_csv(path)
+    trials = data.groupby("session").cumcount().rename("trial")
+    names = {
+        "s1": "first sound",
+        "s2": "second sound",
+        "s_avg": "previous sounds",
+        "h": "previous answer",
+        "c": "previous choice",
+        "r": "previous reward",
+    }
+    data = data.rename(columns=names).astype({"choice": float, "correct": float})
+    return data.set_index([data.pop("session"), trials])
+
+
 def _read_motorcycle(path: Path) -> pd.Series:
     import pandas as pd
 
@@ -321,6 +338,12 @@ DATASETS = {
         "Sargolini et al. (2006), Science 312, 758–762; in ratinabox (MIT).",
         _read_sargolini,
         {"sargolini.npz": PackageFile("ratinabox", "data/sargolini.npz", "ratinabox==1.15.3")},
+    ),
+    "rat_decisions": Dataset(
+        "Choices of a rat that compares two sounds: 20,000 trials in 80 sessions.",
+        "Akrami et al. (2018), Nature 554, 368–372 (rat W053); in PsyTrack (MIT), Roy et al. (2021), Neuron 109.",
+        _read_rat_decisions,
+        {"rat_decisions.csv.gz": PackageFile("statespace", "data/rat_decisions.csv.gz", "statespace-jax")},
     ),
     "motorcycle": Dataset(
         "Head acceleration after a simulated motorcycle impact; irregular times with repeats.",

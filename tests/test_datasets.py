@@ -50,6 +50,20 @@ def test_earthquakes_have_the_published_likelihoods():
     assert found.fun == pytest.approx(342.3183, abs=5e-5)
 
 
+def test_rat_decisions_say_the_same_in_all_columns():
+    data = datasets.load("rat_decisions")
+    assert data.shape == (20_000, 8)
+    assert data.index.get_level_values("session").nunique() == 80
+    first_is_larger = data["first sound"] > data["second sound"]
+    np.testing.assert_array_equal(data["correct"] == 1, data["choice"] == first_is_larger)
+    before = data.groupby("session").shift(1)
+    follows = data["previous choice"] != 0  # 0 where a trial was left out, or at the beginning
+    assert follows.mean() > 0.89
+    same = data["previous choice"] == 2 * before["choice"] - 1
+    assert same[follows & before["choice"].notna()].all()
+    assert not follows[data.index.get_level_values("trial") == 0][1:].any()
+
+
 @needs_statsmodels
 @pytest.mark.parametrize(
     ("name", "shape", "first", "value", "missing"),

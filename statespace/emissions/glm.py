@@ -211,7 +211,7 @@ class GLM(Emission):
         """
         require_channels(self, y, self.channels)
         words, inside = self._family.support
-        q = self._coefficients.shape[-1]
+        q = self.coefficients.shape[-1]
         require_values(f"a {self.family} GLM", y, lambda v: inside(v, q), words.format(q=q))
 
     def __call__(self, state: Any, step: Step) -> Distribution:
@@ -270,7 +270,7 @@ class GLM(Emission):
         squares), a few steps at most; then the scale of a Gaussian family given them.
         """
         data = self.sums(y, steps, weights)
-        own = self._coefficients
+        own = self.coefficients
         shape, p = own.shape, own.shape[2] * own.shape[3]
         pooled = self._pooled
         held, precision = self._held(frozen).ravel(), self._precision().ravel()
@@ -295,7 +295,7 @@ class GLM(Emission):
         held = jnp.concatenate([held, held[pooled]])
         shared = centre.shape[-1] + (shape[-1] if len(self.bias) < shape[0] else 0)
         found = climb(curve, start, shared)[..., :p].reshape(shape)
-        new = self._with_coefficients(found)
+        new = self.with_coefficients(found)
         if self.scale is None or "scale" in frozen:
             return new
         return eqx.tree_at(lambda e: e.scale, new, data.scale(found, floor))
@@ -340,7 +340,7 @@ class GLM(Emission):
         return inputs if self.columns is None else inputs[..., jnp.asarray(self.columns)]
 
     @property
-    def _coefficients(self) -> Float[Array, "K m p q"]:
+    def coefficients(self) -> Float[Array, "K m p q"]:
         """All coefficients of each linear predictor: inputs, past, bias."""
         bias = self._by_state(self.bias)
         bias = bias if bias.ndim == 3 else bias[..., None]
@@ -352,7 +352,7 @@ class GLM(Emission):
             blocks.append(self.coupling.reshape(*self.coupling.shape[:2], -1, 1))
         return jnp.concatenate([*blocks, bias[:, :, None]], axis=2)
 
-    def _with_coefficients(self, values: Float[Array, "K m p q"]) -> GLM:
+    def with_coefficients(self, values: Float[Array, "K m p q"]) -> GLM:
         d = self._inputs
         bias = values[: len(self.bias), :, -1]
         new = eqx.tree_at(lambda e: e.bias, self, bias.reshape(self.bias.shape))
@@ -376,7 +376,7 @@ class GLM(Emission):
 
     def _precision(self) -> Float[Array, "p q"]:
         """Of the prior of each coefficient around zero: none of the bias."""
-        return jnp.zeros_like(self._coefficients[0, 0]).at[:-1].set(self.ridge)
+        return jnp.zeros_like(self.coefficients[0, 0]).at[:-1].set(self.ridge)
 
     def _with_prior(
         self, information: Float[Array, "K m p p"], precision: Float[Array, " p"]
@@ -392,14 +392,14 @@ class GLM(Emission):
 
     def _held(self, frozen: frozenset[str]) -> Bool[Array, "p q"]:
         """Which coefficients stay at their values."""
-        held = jnp.zeros(self._coefficients.shape[2:], bool)
+        held = jnp.zeros(self.coefficients.shape[2:], bool)
         d = self._inputs
         for name, part in {"weights": slice(0, d), "coupling": slice(d, -1), "bias": -1}.items():
             held = held.at[part].set(name in frozen)
         return held
 
     def _predictors(self, design: Array | None, length: int = 1) -> Float[Array, "T K m q"]:
-        c = self._coefficients
+        c = self.coefficients
         if design is None:
             return jnp.broadcast_to(c[:, :, -1], (length, *c.shape[:2], c.shape[3]))
         return jnp.einsum("td,kmdq->tkmq", design, c[:, :, :-1]) + c[:, :, -1]

@@ -49,6 +49,25 @@ class Kinds(NamedTuple):
     precision: Float[Array, " p"]
 
 
+class Site(NamedTuple):
+    """A quadratic in place of the log likelihood: ``linear . c - c . information c / 2`` of each channel.
+
+    Attributes:
+        linear: its first-order term.
+        information: minus its second derivative.
+    """
+
+    linear: Float[Array, "K m p"]
+    information: Float[Array, "K m p p"]
+
+
+def site(
+    at: Float[Array, "K m p"], gradient: Float[Array, "K m p"], information: Float[Array, "K m p p"]
+) -> Site:
+    """The quadratic with this gradient and information at some coefficients."""
+    return Site(gradient + jnp.einsum("kmij,kmj->kmi", information, at), information)
+
+
 def start(coefficients: Float[Array, "K m p"], concentration: Float[Array, " 3"]) -> Edges:
     """Beliefs before anything is known of the signs, around given coefficients."""
     probs = jnp.broadcast_to(concentration / jnp.sum(concentration), (*coefficients.shape, 3))
@@ -88,8 +107,7 @@ def sign_and_strength(
 
 def refine(
     edges: Edges,
-    gradient: Float[Array, "K m p"],
-    information: Float[Array, "K m p p"],
+    likelihood: Site,
     kinds: Kinds,
     concentration: Float[Array, " 3"],
     scale: Float[Array, ""],
@@ -98,14 +116,15 @@ def refine(
     """Beliefs after some sweeps over the coefficients, each updated given the means of the others.
 
     Args:
-        edges: beliefs; ``gradient`` and ``information`` are those of the log likelihood at their means.
-        gradient: of the log likelihood.
-        information: minus its expected second derivative.
+        edges: beliefs.
+        likelihood: of the coefficients.
         kinds: what each coefficient is.
         concentration: of the Dirichlet prior of the probabilities of the signs.
         scale: of the strengths.
         sweeps: how often each coefficient is updated.
     """
+    information = likelihood.information
+    gradient = likelihood.linear - jnp.einsum("kmij,kmj->kmi", information, edges.mean)
     p = gradient.shape[-1]
 
     def update(i: Array, carry: tuple[Edges, Array]) -> tuple[Edges, Array]:
