@@ -135,7 +135,9 @@ def cases():
     even[1, 0], even[4, 0] = -2000, 2000.5
     out["two tracks that never meet"] = (np.array([0.4, 0.3, 0.3]), tracks, even)
     nearly = normalised([[[1, 1e-200, 1e-250], [1e-180, 1, 1e-170], [1e-300, 1e-160, 1]]])
-    pulled = np.array([[0, 0, -900], [500, 0, 0], [0, 300, 0], [0, 0, 700], [0, 600, 0], [800, 0, 0.0]])
+    pulled = np.array(
+        [[0, 0, -900], [500, 0, 0], [0, 300, 0], [0, 0, 700], [0, 600, 0], [800, 0, 0.0]]
+    )
     out["nearly impossible transitions"] = (np.array([1.0, 1e-220, 0]), nearly, pulled)
     alone = w.copy()
     alone[:, 2] = 2000
@@ -146,7 +148,11 @@ def cases():
 
 
 IMPOSSIBLE = {
-    "at once": (np.array([0.5, 0.5, 0]), random_chain(5)[1], [[-np.inf, -np.inf, 0]] + [[0, 1, 2]] * 5),
+    "at once": (
+        np.array([0.5, 0.5, 0]),
+        random_chain(5)[1],
+        [[-np.inf, -np.inf, 0]] + [[0, 1, 2]] * 5,
+    ),
     "at every state": (*random_chain(6)[:2], [[0, 1, 2]] * 3 + [[-np.inf] * 3] + [[2, 1, 0]] * 2),
     "after a transition": (
         np.array([1.0, 0, 0]),

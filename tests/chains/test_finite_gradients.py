@@ -85,7 +85,11 @@ def test_hessian_in_reverse_and_in_forward_mode():
     chain = chain_of(CASES["impossible states"])
     flat, back = ravel_pytree(chain)
     value = lambda x: finite.log_likelihood(back(x))
-    modes = [jax.jacfwd(jax.grad(value)), jax.jacrev(jax.grad(value)), jax.jacfwd(jax.jacfwd(value))]
+    modes = [
+        jax.jacfwd(jax.grad(value)),
+        jax.jacrev(jax.grad(value)),
+        jax.jacfwd(jax.jacfwd(value)),
+    ]
     one, two, three = (np.asarray(jax.jit(h)(flat)) for h in modes)
     np.testing.assert_allclose(one, two, rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(one, three, rtol=1e-10, atol=1e-11)

@@ -81,21 +81,33 @@ def test_ratios_are_of_the_smoothed_to_the_predicted_law(case, parallel):
     close(np.asarray(ratios)[some], (marginals[some] / predicted[some]))
 
 
+def statistics(chain):
+    return finite.smooth(chain), finite.expected_counts(chain), finite.log_likelihood(chain)
+
+
+alone = jax.jit(statistics)
+
+
 def test_a_batch_is_its_members():
-    """Some of them in need of logarithms, nested in two batch axes, parameters shared or not."""
+    """Some of them in need of logarithms, nested in two batch axes."""
     constant = [c for c in CASES.values() if len(c[1]) == 1]
     chains = [chain_of(c) for c in constant[:8]]
     batch = jax.tree.map(lambda *x: jnp.stack(x).reshape(2, 4, *x[0].shape), *chains)
-    twice = jax.jit(jax.vmap(jax.vmap(lambda c: everything(c, False))))
-    got = jax.tree.map(lambda x: x.reshape(8, *x.shape[2:]), twice(batch))
+    got = jax.jit(jax.vmap(jax.vmap(statistics)))(batch)
     for i, chain in enumerate(chains):
-        alone = everything(chain, False)
-        jax.tree.map(partial(close, tolerance=1e-13), jax.tree.map(lambda x: x[i], got), alone)
-    shared = chains[0]
-    many = jax.vmap(lambda w: finite.smooth(shared._replace(potentials=w)))(batch.potentials[0])
-    for i in range(4):
-        alone = finite.smooth(shared._replace(potentials=batch.potentials[0, i]))
-        jax.tree.map(partial(close, tolerance=1e-13), jax.tree.map(lambda x: x[i], many), alone)
+        mine = jax.tree.map(lambda x, i=i: x[i // 4, i % 4], got)
+        jax.tree.map(partial(close, tolerance=1e-13), mine, alone(chain))
+
+
+@pytest.mark.parametrize("states", [3, 11])
+def test_a_batch_of_recordings_with_shared_parameters(states):
+    chain = chain_of(enumeration.random_chain(9, states))
+    recordings = jnp.asarray(np.random.default_rng(1).normal(size=(5, 6, states)))
+    run = lambda w: statistics(chain._replace(potentials=w))
+    got = jax.jit(jax.vmap(run))(recordings)
+    for i, w in enumerate(recordings):
+        mine = jax.tree.map(lambda x, i=i: x[i], got)
+        jax.tree.map(partial(close, tolerance=1e-13), mine, alone(chain._replace(potentials=w)))
 
 
 @FORMS
@@ -106,15 +118,29 @@ def test_one_state_and_one_moment(states, moments, parallel):
     chain, paths = chain_of(arrays), enumeration.Paths(*arrays)
     if moments == 1:
         chain = chain._replace(transitions=jnp.zeros((0, states, states)))
-    smoothed = finite.smooth(chain, parallel)
-    close(smoothed.probs, paths.marginals())
-    close(finite.log_likelihood(chain, parallel), paths.log_likelihood)
-    close(finite.pairs(chain, smoothed), paths.pairs())
-    close(finite.expected_counts(chain, parallel=parallel).transitions, paths.pairs().sum(0))
-    close(finite.viterbi(chain, parallel)[0], paths.best()[0])
-    assert finite.sample(chain, jax.random.key(0), 3, parallel).shape == (3, moments)
-    for x in jax.grad(finite.log_likelihood)(chain, parallel):
-        assert np.isfinite(x).all()
+
+    @jax.jit
+    def run(chain):
+        smoothed = finite.smooth(chain, parallel)
+        return (
+            smoothed.probs,
+            finite.pairs(chain, smoothed),
+            finite.expected_counts(chain, parallel=parallel).transitions,
+            finite.viterbi(chain, parallel)[0],
+            jax.value_and_grad(finite.log_likelihood)(chain, parallel),
+            finite.sample(chain, jax.random.key(0), 3, parallel),
+        )
+
+    probs, pairs, counts, best, (value, slopes), drawn = run(chain)
+    close(probs, paths.marginals())
+    close(pairs, paths.pairs())
+    close(counts, paths.pairs().sum(0))
+    close(best, paths.best()[0])
+    close(value, paths.log_likelihood)
+    close(slopes.potentials, paths.marginals())
+    close(slopes.initial, paths.marginals()[0] / arrays[0])
+    close(jnp.sum(slopes.transitions, axis=0) * arrays[1][0], paths.pairs().sum(0))
+    assert drawn.shape == (3, moments)
 
 
 @FORMS

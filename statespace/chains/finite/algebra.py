@@ -1,6 +1,6 @@
 """Products of vectors and matrices of probabilities, and of their logarithms.
 
-Matrix axes come first and any batch axes last. Up to :data:`UNROLLED` states the products are plain
+Matrix axes come first and any batch axes last. Up to :data:`FEW` states the products are plain
 multiply-adds, because XLA:CPU compiles a loop into one native kernel only when its body is small and holds
 no library call, and because trailing batch axes then vectorise.
 """
@@ -8,27 +8,38 @@ no library call, and because trailing batch axes then vectorise.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-UNROLLED = 8
+FEW = 8
 
 
 def vecmat(v: Array, a: Array) -> Array:
     """``v A``: a law of states moved by a transition matrix."""
-    if a.shape[0] > UNROLLED:
-        return v @ a
-    return reduce(operator.add, (v[j] * a[j] for j in range(a.shape[0])))
+    return v @ a if a.shape[0] > FEW else jnp.sum(v[:, None] * a, axis=0)
 
 
 def matvec(a: Array, v: Array) -> Array:
     """``A v``: what is known of the next state, told of the present one."""
-    if a.shape[0] > UNROLLED:
-        return a @ v
-    return reduce(operator.add, (a[:, k] * v[k] for k in range(a.shape[0])))
+    return a @ v if a.shape[0] > FEW else jnp.sum(a * v[None], axis=1)
+
+
+def total(x: Array, axis: int = 0) -> Array:
+    """Sum over an axis of states; XLA:CPU reduces a short one slowly."""
+    return _fold(operator.add, x, axis) if x.shape[axis] <= FEW else jnp.sum(x, axis=axis)
+
+
+def peak(x: Array, axis: int = 0) -> Array:
+    """Maximum over an axis of states."""
+    return _fold(jnp.maximum, x, axis) if x.shape[axis] <= FEW else jnp.max(x, axis=axis)
+
+
+def _fold(operation: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
+    return reduce(operation, jnp.moveaxis(x, axis, 0))
 
 
 def log(p: Array) -> Array:

@@ -42,4 +42,4 @@ def value_and_score(chain: Chain, parallel: bool | None = None) -> tuple[Array, 
 
 def pointwise(chain: Chain, parallel: bool | None = None) -> Float[Array, " T"]:
     """``log p(y_t | y_{0:t-1})`` for each t."""
-    return passes.run(chain, "filtered", parallel).pointwise
+    return passes.evidence(chain, parallel)

@@ -56,6 +56,13 @@ def run(
     return _passes(want, use_parallel(parallel, chain))(*chain, mask)
 
 
+def evidence(chain: Chain, parallel: bool | None = None) -> Float[Array, " T"]:
+    """``log p(y_t | y_{0:t-1})``, when nothing else is asked for."""
+    if use_parallel(parallel, chain):
+        return run(chain, "filtered", True).pointwise
+    return _evidence(*chain)
+
+
 def total(pointwise: Float[Array, " T"]) -> Float[Array, ""]:
     """The log likelihood: ``-inf`` if any moment is impossible."""
     impossible = jnp.isneginf(pointwise)
@@ -90,6 +97,17 @@ def _passes(want: Want, parallel: bool) -> Callable[..., Results]:
         return results, failed
 
     return fall_back(fast, robust)
+
+
+def _evidence_in_probabilities(initial, transitions, potentials) -> tuple[Array, Array]:
+    return scaled.evidence(Chain(initial, transitions, potentials))
+
+
+def _evidence_of_the_filter(initial, transitions, potentials) -> Array:
+    return run(Chain(initial, transitions, potentials), "filtered", False).pointwise
+
+
+_evidence = fall_back(_evidence_in_probabilities, _evidence_of_the_filter)
 
 
 def _in_probabilities(chain: Chain, want: Want) -> tuple[Results, Array]:

@@ -46,39 +46,88 @@ def largest(dtype: jnp.dtype) -> float:
 def forward(chain: Chain) -> Forward:
     """The filter. Impossible moments have ``pointwise`` ``-inf`` and are passed over."""
     initial, transitions, potentials = chain
-    cap = jnp.log(largest(potentials.dtype))
-    peak, excess = jax.lax.stop_gradient(_peaks(chain))
-    # a moment at which every state is impossible says nothing of the states
-    void = jnp.isneginf(peak)
-    height = jnp.where(void, 0, peak)[:, None]
-    linear = jnp.where(void[:, None], 1, jnp.exp(jnp.minimum(potentials - height, cap)))
-    first = initial * linear[0]
-    first = first / _positive(jnp.sum(first))
-    predicted = jnp.concatenate([initial[None], _forward(first, transitions, linear[1:])])
-    joint = predicted * linear
-    total = jnp.sum(joint, axis=1)
-    scale = 1 / _positive(total)[:, None]
-    pointwise = jnp.where(void, -jnp.inf, algebra.log(total) + height[:, 0])
-    lost = jnp.any(total == 0) | scarce(transitions, potentials, predicted, joint)
-    return Forward(predicted, joint * scale, linear * scale, pointwise, excess | lost)
-
-
-def _peaks(chain: Chain) -> tuple[Float[Array, " T"], Bool[Array, ""]]:
-    """The height of each moment's potential, and whether one at the first moment is out of range.
-
-    At the first moment, whose states may have any prior probability, it is that of prior and potential.
-    """
-    initial, _, potentials = chain
-    first = jnp.max(algebra.log(initial) + potentials[0])
-    above = jnp.where(initial > 0, potentials[0], -jnp.inf) - jnp.where(
-        jnp.isneginf(first), 0, first
+    linear = _to_linear(chain)
+    later = _forward(linear.first, transitions, linear.later)
+    predicted = jnp.concatenate([initial[None], later])
+    joint = predicted * linear.weights
+    total = algebra.total(joint, axis=1)
+    scale = (1 / _positive(total))[:, None]
+    pointwise = jnp.where(linear.void, -jnp.inf, algebra.log(total) + linear.height)
+    lost = jax.lax.cond(
+        _dense(transitions),
+        lambda: jnp.zeros((), bool),
+        lambda: jnp.any(total == 0) | scarce(transitions, potentials, predicted, joint),
     )
-    peaks = jnp.max(potentials, axis=1).at[0].set(first)
-    return peaks, jnp.any(above > jnp.log(largest(potentials.dtype)))
+    return Forward(
+        predicted, joint * scale, linear.weights * scale, pointwise, linear.excess | lost
+    )
+
+
+def evidence(chain: Chain) -> tuple[Float[Array, " T"], Bool[Array, ""]]:
+    """``pointwise`` of :func:`forward` alone, and whether it may be wrong: always if there are zeros."""
+    linear = _to_linear(chain)
+    start = jnp.sum(chain.initial * linear.weights[0])
+    later = _totals(linear.first, chain.transitions, linear.later)
+    totals = algebra.log(jnp.concatenate([start[None], later]))
+    pointwise = jnp.where(linear.void, -jnp.inf, totals + linear.height)
+    return pointwise, linear.excess | ~_dense(chain.transitions)
+
+
+class Linear(NamedTuple):
+    """The potentials on a linear scale.
+
+    Attributes:
+        weights: ``exp(potentials - height)``.
+        later: those from the second moment on.
+        first: the filtered law of the first moment.
+        height: the log of each moment's scale.
+        void: moments at which every state is impossible; they say nothing of the states.
+        excess: whether a potential of the first moment is out of range.
+    """
+
+    weights: Float[Array, "T K"]
+    later: Float[Array, "T-1 K"]
+    first: Float[Array, " K"]
+    height: Float[Array, " T"]
+    void: Bool[Array, " T"]
+    excess: Bool[Array, ""]
+
+
+def _to_linear(chain: Chain) -> Linear:
+    initial, _, potentials = chain
+    cap = jnp.log(largest(potentials.dtype))
+    # at the first moment, whose states may have any prior probability, that of prior and potential
+    prior = jnp.max(algebra.log(initial) + potentials[0])
+    peaks = jnp.concatenate([prior[None], algebra.peak(potentials[1:], axis=1)])
+    peaks = jax.lax.stop_gradient(peaks)
+    void = jnp.isneginf(peaks)
+    height = jnp.where(void, 0, peaks)
+    above = potentials[0] - height[0]
+    excess = jnp.any((initial > 0) & (above > cap))
+    first = jnp.exp(jnp.minimum(above, cap)) + void[0]
+    # a sum, because XLA:CPU vectorises no exponential inside a choice
+    later = jnp.exp(potentials[1:] - height[1:, None]) + void[1:, None]
+    law = initial * first
+    law = law / _positive(jnp.sum(law))
+    return Linear(jnp.concatenate([first[None], later]), later, law, height, void, excess)
 
 
 def _positive(total: Array) -> Array:
     return jnp.where(total > 0, total, 1)
+
+
+def _dense(transitions: Array) -> Bool[Array, ""]:
+    """Whether every state is reached from every other with a probability well above underflow.
+
+    With all of them above ``sqrt(floor)``, what is lost stays below rounding.
+    """
+    return jnp.all(transitions >= _floor(transitions.dtype) ** 0.5)
+
+
+def _floor(dtype: jnp.dtype) -> float:
+    """Numbers above it keep their precision when some are added that underflow."""
+    info = jnp.finfo(dtype)
+    return float(info.tiny / info.eps)
 
 
 def scarce(
@@ -86,16 +135,13 @@ def scarce(
 ) -> Bool[Array, ""]:
     """Whether reachable states have so little weight that underflow may have cost some that matters.
 
-    With all transition probabilities above ``sqrt(floor)`` every state is reached anew at every moment with
-    more than that, and what is lost stays below rounding. Otherwise all weights of reachable states must
-    be so large that their products with the smallest probability above zero are normal numbers.
+    It may unless the transitions are dense, or all products of these weights with the smallest
+    transition probability above zero are normal numbers.
     """
-    info = jnp.finfo(weight.dtype)
-    floor = float(info.tiny / info.eps)
-    dense = jnp.all(transitions >= floor**0.5)
     least = jnp.min(transitions, initial=1, where=transitions > 0)
     alive = (predicted > 0) & ~jnp.isneginf(potentials)
-    return ~dense & (jnp.min(weight, initial=jnp.inf, where=alive) < floor / least)
+    lowest = jnp.min(weight, initial=jnp.inf, where=alive)
+    return ~_dense(transitions) & (lowest < _floor(weight.dtype) / least)
 
 
 def backward(chain: Chain, weights: Float[Array, "T K"]) -> Float[Array, "T K"]:
@@ -109,7 +155,7 @@ def smooth(chain: Chain, run: Forward) -> tuple[Float[Array, "T K"], Float[Array
     after = backward(chain, run.weights)
     probs = run.filtered * after
     # one in exact arithmetic; rounding accumulates over the moments
-    total = _positive(jnp.sum(probs, axis=1, keepdims=True))
+    total = _positive(algebra.total(probs, axis=1))[:, None]
     ratios = jnp.minimum(run.weights * after, largest(probs.dtype))
     return probs / total, ratios / total
 
@@ -121,10 +167,24 @@ def _forward_loop(first: Array, transitions: Array, linear: Array) -> Array:
 
     def step(joint: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         matrix, weight = at
-        predicted = algebra.vecmat(joint, matrix) / _positive(jnp.sum(joint, axis=0))
+        predicted = algebra.vecmat(joint, matrix) * (1 / _positive(algebra.total(joint)))
         return predicted * weight, predicted
 
     return scan_moments(step, first, (transitions, linear), linear.shape[0])[1]
+
+
+def _totals_loop(first: Array, transitions: Array, linear: Array) -> Array:
+    """Expectations of the weights under the predicted laws, from the second moment on."""
+    batch = jnp.broadcast_shapes(first.shape[1:], transitions.shape[3:], linear.shape[2:])
+    first = jnp.broadcast_to(first, (first.shape[0], *batch))
+
+    def step(joint: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        matrix, weight = at
+        total = algebra.total(joint)
+        return algebra.vecmat(joint, matrix) * (1 / _positive(total)) * weight, total
+
+    last, totals = scan_moments(step, first, (transitions, linear), linear.shape[0])
+    return jnp.concatenate([totals, algebra.total(last)[None]])[1:]
 
 
 def _backward_loop(transitions: Array, weights: Array) -> Array:
@@ -142,5 +202,10 @@ def _backward_loop(transitions: Array, weights: Array) -> Array:
     return scan_moments(step, last, arrays, weights.shape[0], reverse=True)[1]
 
 
-_forward = batch_last(_forward_loop, lambda first, *_: first.shape[0] <= algebra.UNROLLED)
-_backward = batch_last(_backward_loop, lambda matrix, _: matrix.shape[1] <= algebra.UNROLLED)
+def _few(first: Array, *_: Array) -> bool:
+    return first.shape[0] <= algebra.FEW
+
+
+_forward = batch_last(_forward_loop, _few)
+_totals = batch_last(_totals_loop, _few)
+_backward = batch_last(_backward_loop, lambda matrix, _: matrix.shape[1] <= algebra.FEW)
