@@ -21,6 +21,7 @@ from statespace.learners.fit import fit
 from statespace.learners.gibbs import Gibbs
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
+from statespace.learners.one_hot import OneHot, OneHotResult
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.methods.forward_backward import ForwardBackward
@@ -126,6 +127,8 @@ __all__ = [
     "MixtureForecast",
     "Model",
     "ObservationDistribution",
+    "OneHot",
+    "OneHotResult",
     "Online",
     "OnlineState",
     "OrnsteinUhlenbeck",

@@ -26,7 +26,9 @@ from statespace.parameters import freeze, parameters, replace
 from statespace.series import Panel
 
 _SWEEPS = 5  # over the coefficients between two E-steps
-_DAMPING = 0.5  # of the likelihood's quadratic; undamped it may overshoot for ever, as a scoring step does
+_DAMPING = (
+    0.5  # of the likelihood's quadratic; undamped it may overshoot for ever, as a scoring step does
+)
 
 
 class OneHot(eqx.Module):
@@ -34,10 +36,10 @@ class OneHot(eqx.Module):
 
     Each coupling of a :class:`statespace.GLMHMM` is ``w = sign * strength`` with a sign of -1, 0 or 1
     (inhibitory, none, excitatory). The probabilities of the three signs belong to the pair of channels: all
-    states share them, and they have a Dirichlet prior; strengths are half-normal with a scale that is learned.
-    Sign and strength of an edge are integrated out exactly, edge by edge, on the likelihood's quadratic
-    approximation, which is renewed with every E-step; so there is no temperature to anneal, and no corner of a
-    simplex where the objective has no bound. The fitted coupling is its posterior mean.
+    states share them, and they have a Dirichlet prior; strengths are half-normal with a scale that is
+    learned. Sign and strength of an edge are integrated out exactly, edge by edge, on the likelihood's
+    quadratic approximation, which is renewed with every E-step; so there is no temperature to anneal, and
+    no corner of a simplex where the objective has no bound. The fitted coupling is its posterior mean.
 
     Success depends on where it starts: with states that do not yet differ, every edge looks absent. So a model
     is first fitted by EM (``warm_start``), without this prior or with a Gaussian one
@@ -60,8 +62,8 @@ class OneHot(eqx.Module):
 
     References:
         Li et al. (2024), One-hot generalized linear model for switching brain state discovery, ICLR: the model,
-        there with a relaxed posterior. Titsias & Lázaro-Gredilla (2011), Spike and slab variational inference
-        for multi-task and multiple kernel learning, NeurIPS: the form of the posterior.
+        there with a relaxed posterior. Titsias & Lázaro-Gredilla (2011), Spike and slab variational
+        inference for multi-task and multiple kernel learning, NeurIPS: the form of the posterior.
     """
 
     concentration: tuple[float, float, float] = eqx.field(static=True, default=(0.2, 1.6, 0.2))
@@ -73,8 +75,8 @@ class OneHot(eqx.Module):
     def __check_init__(self) -> None:
         if len(self.concentration) != 3 or not min(self.concentration) > 0:
             raise ValueError(
-                "`concentration` of OneHot must be three positive numbers (inhibitory, none, excitatory), got "
-                f"{self.concentration}."
+                "`concentration` of OneHot must be three positive numbers (inhibitory, none, excitatory), "
+                f"got {self.concentration}."
             )
         if self.iterations < 1:
             raise ValueError(f"`iterations` must be at least 1, got {self.iterations}.")
@@ -238,9 +240,7 @@ def _iterate(
         _site(regression, state.edges),
     )
     kinds = _kinds(model.emission)
-    found = beliefs.refine(
-        state.edges, likelihood, kinds, concentration, state.scale, _SWEEPS
-    )
+    found = beliefs.refine(state.edges, likelihood, kinds, concentration, state.scale, _SWEEPS)
     glm = model.emission.with_coefficients(found.mean[..., None])
     if glm.scale is not None:
         noise = regression.scale(glm.coefficients, 0.0)
