@@ -1,12 +1,12 @@
 """Laws of the duration of a stay in each of finitely many states, counted in moments 1, 2, ….
 
-A semi-Markov chain makes of each state a row of sub-states, which are passed one after the other and left with
-probabilities that give the duration its law.
+A semi-Markov chain makes of each state a row of sub-states, which are passed one after the other and left
+with probabilities that give the duration its law.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -17,10 +17,13 @@ from jaxtyping import Array, Float
 
 from statespace.conditionals.finite import check_probabilities, pattern, sparse_simplex
 from statespace.models.checks import require_positive, require_shape, require_support
-from statespace.parameters import as_array, parameter
+from statespace.parameters import as_array, parameter, parameters, replace, supports
 
 __all__ = ["Durations", "Geometric", "NegativeBinomial", "Poisson", "Probabilities"]
 
+_EVALUATIONS = (
+    30  # of the expected log probability in one M-step, which starts where the last one ended
+)
 _BEYOND = 1000  # moments after the last sub-state over which a thin tail is summed
 
 
@@ -41,6 +44,26 @@ class Durations(eqx.Module):
         From the last sub-state of a state on it does not change.
         """
         raise NotImplementedError
+
+    def m_step(self, leave: Float[Array, "K D"], stay: Float[Array, "K D"]) -> Self:
+        """The law that maximises the expected log probability of leaving and staying, or raises it.
+
+        Args:
+            leave: expected number of stays that were left after moment 1 … D.
+            stay: expected number of those that went on.
+        """
+        from statespace.learners.climbing import climb
+
+        def gain(values: dict[str, Array]) -> Array:
+            logs = replace(self, values).log_hazards()
+            counts = (leave, stay)
+            return sum(jnp.sum(_times(n, log)) for n, log in zip(counts, logs, strict=True))
+
+        # A state that was never entered says nothing of its law.
+        seen = jnp.sum(leave + stay, axis=1) > 0
+        old = parameters(self)
+        new = climb(gain, old, supports(self), _EVALUATIONS)
+        return replace(self, {k: jnp.where(seen, v, old[k]) for k, v in new.items()})
 
     @property
     def mean(self) -> Float[Array, " K"]:
@@ -82,6 +105,12 @@ class Geometric(Durations):
     def log_hazards(self) -> tuple[Float[Array, "K 1"], Float[Array, "K 1"]]:
         """Log probability to leave after each moment of a stay, and to stay."""
         return jnp.log(self.leave)[:, None], jnp.log1p(-self.leave)[:, None]
+
+    def m_step(self, leave: Float[Array, "K 1"], stay: Float[Array, "K 1"]) -> Geometric:
+        """Frequencies of leaving; see :meth:`Durations.m_step`."""
+        eps = jnp.finfo(self.leave.dtype).eps
+        share = jnp.clip(_share(leave, stay, self.leave[:, None])[:, 0], eps, 1 - eps)
+        return replace(self, {"leave": share})
 
 
 class _Counts(Durations):
@@ -178,7 +207,8 @@ class Poisson(_Counts):
 class NegativeBinomial(_Counts):
     """Stays of ``1 + n`` moments, n negative binomial.
 
-    The variance of n is ``further_k + further_k^2 / concentration_k``; with concentration 1 the law is geometric.
+    The variance of n is ``further_k + further_k^2 / concentration_k``; with concentration 1 the law is
+    geometric.
 
     Args:
         further: expected number of moments after the first, shape ``(K,)``; the mean duration is one more.
@@ -190,7 +220,8 @@ class NegativeBinomial(_Counts):
             for each state.
 
     References:
-        Langrock & Zucchini (2011); Johnson & Willsky (2013), Bayesian nonparametric hidden semi-Markov models.
+        Langrock & Zucchini (2011); Johnson & Willsky (2013), Bayesian nonparametric hidden semi-Markov
+        models.
     """
 
     further: Float[Array, " K"] = parameter("positive")
@@ -257,6 +288,27 @@ class Probabilities(Durations):
         survival = jnp.cumsum(probs[:, ::-1], axis=1)[:, ::-1]
         after = jnp.concatenate([survival[:, 1:], jnp.zeros_like(survival[:, :1])], axis=1)
         return _log_ratio(probs, survival), _log_ratio(after, survival)
+
+    def m_step(self, leave: Float[Array, "K D"], stay: Float[Array, "K D"]) -> Probabilities:
+        """Frequencies of leaving after each moment; see :meth:`Durations.m_step`."""
+        longest = max(self.parts)
+        hazards = _share(leave, stay, jnp.exp(self.log_hazards()[0]))
+        hazards = hazards.at[jnp.arange(len(self.parts)), np.asarray(self.parts) - 1].set(1)
+        reached = jnp.cumprod(1 - hazards, axis=1)
+        reached = jnp.concatenate([jnp.ones_like(reached[:, :1]), reached[:, :-1]], axis=1)
+        probs = jnp.zeros_like(self.probs).at[:, :longest].set(hazards * reached)
+        return replace(self, {"probs": probs / jnp.sum(probs, axis=1, keepdims=True)})
+
+
+def _times(count: Array, log: Array) -> Array:
+    """``count * log``, where zero counts count for nothing."""
+    return jnp.where(count > 0, count * jnp.where(count > 0, log, 0), 0)
+
+
+def _share(part: Array, rest: Array, old: Array) -> Array:
+    """The share of the part in both; the old one where there is nothing."""
+    both = part + rest
+    return jnp.where(both > 0, part / jnp.where(both > 0, both, 1), old)
 
 
 def _log_ratio(part: Array, whole: Array) -> Array:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from statespace.conditionals import aggregates
 from statespace.conditionals.finite import FiniteKernel, FiniteTransition, SoftmaxKernel
 from statespace.model import Step
+from statespace.parameters import replace
 
 
 class FactorialKernel(FiniteTransition):
@@ -67,10 +68,41 @@ class FactorialKernel(FiniteTransition):
         """Probabilities of the next state (columns) given the previous one (rows)."""
         return product([k.matrix(step) for k in self.kernels])
 
+    def m_step(self, pairs: Float[Array, "S T J J"], steps: Step) -> FactorialKernel:
+        """The kernels that maximise, or raise, the expected log probability of transitions.
+
+        Args:
+            pairs: expected transitions between tuples of states into each moment.
+            steps: the steps of those moments.
+        """
+        count = len(self.sizes)
+        apart = pairs.reshape(*pairs.shape[:2], *self.sizes, *self.sizes)
+        new = []
+        for i, kernel in enumerate(self.kernels):
+            others = [a for j in range(count) if j != i for a in (2 + j, 2 + count + j)]
+            own = jnp.sum(apart, axis=tuple(others))
+            new.append(_raised(kernel, own, steps))
+        return eqx.tree_at(lambda k: k.kernels, self, tuple(new))
+
 
 def product(factors: Sequence[Array]) -> Array:
     """The Kronecker product: of laws that of independent states, of matrices that of independent chains."""
     return reduce(jnp.kron, factors)
+
+
+def _raised(
+    kernel: FiniteTransition, pairs: Float[Array, "S T K K"], steps: Step
+) -> FiniteTransition:
+    if hasattr(kernel, "m_step"):
+        return kernel.m_step(pairs, steps)
+    if not isinstance(kernel, FiniteKernel) or callable(kernel.probs):
+        raise TypeError(
+            f"the {type(kernel).__name__} of one chain has no M-step: use MaximumLikelihood."
+        )
+    counts = jnp.sum(pairs, axis=(0, 1))
+    total = jnp.sum(counts, axis=1, keepdims=True)
+    probs = jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), kernel.probs)
+    return replace(kernel, {"probs": probs.astype(kernel.probs.dtype)})
 
 
 def _size(kernel: FiniteTransition) -> int:

@@ -19,7 +19,7 @@ from statespace.conditionals.finite import (
 )
 from statespace.durations import Durations
 from statespace.model import Step
-from statespace.parameters import as_array, parameter
+from statespace.parameters import as_array, parameter, replace
 
 
 class SemiMarkovKernel(FiniteTransition):
@@ -59,8 +59,8 @@ class SemiMarkovKernel(FiniteTransition):
             diagonal = np.diagonal(np.asarray(self.probs))
             if np.any((diagonal != 0) & (diagonal != 1)):
                 raise ValueError(
-                    "`probs` must have zeros on the diagonal (or a one, of an absorbing state), as the length "
-                    f"of a stay is what `durations` says, got {diagonal}."
+                    "`probs` must have zeros on the diagonal (or a one, of an absorbing state), as how long "
+                    f"a stay lasts is what `durations` says, got {diagonal}."
                 )
         states = len(durations.parts)
         if states != len(self.probs):
@@ -81,11 +81,37 @@ class SemiMarkovKernel(FiniteTransition):
 
     def matrix(self, step: Step) -> Float[Array, "J J"]:
         """Probabilities of the next sub-state (columns) given the previous one (rows)."""
-        owner, entrances = np.asarray(self.aggregate), self.entrances
-        place = np.arange(len(owner)) - entrances[owner]
+        owner, place, onward = self._rows()
         leave, stay = (jnp.exp(logs)[owner, place] for logs in self.durations.log_hazards())
-        final = place == np.asarray(self.durations.parts)[owner] - 1
-        onward = np.where(final, np.arange(len(owner)), np.arange(len(owner)) + 1)
         moves = jnp.zeros((len(owner), len(owner)), leave.dtype)
         moves = moves.at[np.arange(len(owner)), onward].set(stay)
-        return moves.at[:, entrances].add(leave[:, None] * self.probs.astype(leave.dtype)[owner])
+        goes = leave[:, None] * self.probs.astype(leave.dtype)[owner]
+        return moves.at[:, self.entrances].add(goes)
+
+    def m_step(self, pairs: Float[Array, "S T J J"], steps: Step) -> SemiMarkovKernel:
+        """The kernel that maximises, or raises, the expected log probability of transitions.
+
+        Args:
+            pairs: expected transitions between sub-states into each moment.
+            steps: the steps of those moments.
+        """
+        owner, place, onward = self._rows()
+        moves = jnp.sum(pairs, axis=(0, 1))
+        goes = moves[:, self.entrances] * np.asarray(self.possible, float)[owner]
+        shape = (len(self.probs), max(self.durations.parts))
+        each = lambda counts: jnp.zeros(shape, moves.dtype).at[owner, place].set(counts)
+        stays = moves[np.arange(len(owner)), onward]
+        durations = self.durations.m_step(each(jnp.sum(goes, axis=1)), each(stays))
+        counts = jnp.zeros_like(self.probs).at[owner].add(goes.astype(self.probs.dtype))
+        total = jnp.sum(counts, axis=1, keepdims=True)
+        probs = jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), self.probs)
+        kernel = replace(self, {"probs": probs})
+        return eqx.tree_at(lambda k: k.durations, kernel, durations)
+
+    def _rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each sub-state the state, its place in the row, and the sub-state that a stay goes on to."""
+        owner = np.asarray(self.aggregate)
+        index = np.arange(len(owner))
+        place = index - self.entrances[owner]
+        final = place == np.asarray(self.durations.parts)[owner] - 1
+        return owner, place, np.where(final, index, index + 1)

@@ -87,7 +87,7 @@ class AdditiveGaussian(_Additive):
         Ghahramani & Jordan (1997), Factorial hidden Markov models, equation 4.
     """
 
-    effects: tuple[Float[Array, "..."], ...] = parameter()
+    effects: tuple[Float[Array, "..."], ...] = parameter(converter=None)
     scale: Float[Array, "..."] = parameter(
         lambda value: "lower_cholesky" if jnp.ndim(value) == 2 else "positive"
     )
@@ -155,7 +155,7 @@ class AdditivePoisson(_Additive):
         ValueError: if shapes do not fit, or a rate is not positive.
     """
 
-    rates: tuple[Float[Array, "..."], ...] = parameter("positive")
+    rates: tuple[Float[Array, "..."], ...] = parameter("positive", converter=None)
 
     def __init__(self, rates: Sequence[Any]):
         self.rates = _chains("rates", rates)

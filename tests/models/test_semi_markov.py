@@ -60,17 +60,18 @@ def segmentations(pmf, series):
         known = ~np.isnan(series.state_weights)
         logs = logs + np.where(known, np.log(np.where(known, series.state_weights, 1)), 0)
     paths, weights = [], []
+    chances = [pmf(k, D) for k in range(3)]
 
     def go(path, weight, state):
         left = T - len(path)
         for d in range(1, left + 1):
             whole = path + [state] * d
             if d == left:  # the stay may go on after the end
-                chance = 1 - pmf(state, np.arange(1, d)).sum() if d > 1 else 1.0
+                chance = 1 - chances[state][: d - 1].sum()
                 if chance > 1e-14:
                     paths.append(whole)
                     weights.append(weight + np.log(chance) + logs[np.arange(T), whole].sum())
-            elif (chance := pmf(state, np.array([d]))[0]) > 0:
+            elif (chance := chances[state][d - 1]) > 0:
                 for after in range(3):
                     if MOVES[state, after] > 0:
                         go(whole, weight + np.log(chance * MOVES[state, after]), after)
@@ -176,15 +177,46 @@ def test_gradients_and_supports():
     assert np.all(np.diagonal(again.transition.probs) == 0)
 
 
-def test_maximum_likelihood_finds_the_durations():
-    truth = model(ss.durations.Poisson([6.0, 2.0, 10.0], maximum=25))
-    truth = ss.replace(truth, {"emission.mean": jnp.array([-3.0, 0.0, 3.0])})
-    y = ss.simulate(truth, 1500, key=jax.random.key(3)).y
-    start = ss.replace(truth, {"transition.durations.rate": jnp.array([3.0, 5.0, 5.0])})
-    start = ss.freeze(start, "initial_probs", "emission")
-    fitted = ss.fit(start, y)
-    found = parameters(fitted.model)["transition.durations.rate"]
-    np.testing.assert_allclose(found, [6.0, 2.0, 10.0], rtol=0.12)
+EM_LAWS = {
+    "geometric": (ss.durations.Geometric([0.5] * 3), [6.0, 2.0, 10.0]),
+    "Poisson": (ss.durations.Poisson([3.0, 5.0, 5.0], maximum=25), [6.0, 2.0, 10.0]),
+    "probabilities": (ss.durations.Probabilities(np.full((3, 20), 1 / 20)), [6.0, 2.0, 10.0]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:expectation maximisation did not converge")
+@pytest.mark.parametrize("name", EM_LAWS)
+def test_em_ascends_and_finds_the_mean_durations(name):
+    law, means = EM_LAWS[name]
+    truth = model(ss.durations.Poisson(np.array(means) - 1, maximum=25))
+    apart = ss.emissions.Gaussian([-3.0, 0.0, 3.0], SCALE)
+    truth = ss.HiddenSemiMarkov(FIRST, MOVES, truth.transition.durations, apart)
+    y = ss.simulate(truth, 900, key=jax.random.key(3)).y
+    start = ss.HiddenSemiMarkov(
+        np.ones(3) / 3, [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]], law, apart
+    )
+    fitted = ss.fit(start, y, learner=ss.EM(iterations=12, tolerance=0.0))
+    assert np.diff(fitted.trace).min() > -1e-8
+    np.testing.assert_allclose(fitted.model.transition.durations.mean, means, rtol=0.15)
+    np.testing.assert_allclose(fitted.model.transition.probs, MOVES, atol=0.2)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_m_step_is_at_the_maximum(name):
+    """No gradient is left of the expected log probability, in the unconstrained space."""
+    law = LAWS[name][0]
+    kernel = ss.SemiMarkovKernel(MOVES, law)
+    parts = len(kernel.aggregate)
+    possible = kernel.matrix(None) > 0
+    counts = jnp.asarray(np.random.default_rng(0).gamma(2.0, size=(1, 1, parts, parts))) * possible
+    new = kernel.m_step(counts, None)
+
+    def expected(free):
+        a = constrain(new, free).matrix(None)
+        return jnp.sum(jnp.where(possible, counts[0, 0] * jnp.log(jnp.where(possible, a, 1)), 0))
+
+    for slope in jax.jit(jax.grad(expected))(unconstrain(new)).values():
+        np.testing.assert_allclose(slope, 0, atol=1e-3)
 
 
 def test_simulated_stays_have_their_law():
