@@ -149,6 +149,7 @@ def regress(
             coefficients = coefficients.at[:, :, index].add(change)
             e = jnp.where(seen[:, None], e - jnp.einsum("nd,kid->nki", z, change), 0)
         square = jnp.einsum("nk,nki->ki", own, e * e)
+        size = own.T @ jnp.where(seen, y, 0) ** 2
     else:
         some = jnp.any(seen, axis=1)
         weights, own = (jnp.where(some[:, None], w, 0) for w in (weights, own))
@@ -160,7 +161,8 @@ def regress(
             coefficients = coefficients.at[:, :, index].add(change)
             e = e - jnp.einsum("nd,kid->nki", z, change)
         square = _weighted_products(e, own) + rest
-    return coefficients, _scale(square, count, scale, floor) if learn_scale else scale
+        size = own.T @ jnp.where(seen, y, 0) ** 2
+    return coefficients, _scale(square, size, count, scale, floor) if learn_scale else scale
 
 
 def _gram(z: Array, weights: Array, seen: Array) -> Float[Array, "K m d d"]:
@@ -238,23 +240,31 @@ def _completed(
     return jax.lax.cond(partly_seen(seen), partly, whole, e, seen)
 
 
-def _scale(square: Array, count: Array, old: Array, floor: Any) -> Array:
-    """Of sums of squares of residuals; shared by all states where the old one is."""
+def _scale(square: Array, size: Array, count: Array, old: Array, floor: Any) -> Array:
+    """Of sums of squares of residuals; shared by all states where the old one is.
+
+    NaN where a variance is no more than what rounding makes of observations of this size.
+    """
     if len(old) == 1:
-        square = jnp.sum(square, axis=0, keepdims=True)
-        count = jnp.sum(count, axis=0, keepdims=True)
+        square, size, count = (jnp.sum(a, axis=0, keepdims=True) for a in (square, size, count))
     some = visited(count)
     variance = square / jnp.where(some, count, 1)
     floor = jnp.asarray(floor, old.dtype)
     if old.ndim == 2:
+        size = size / jnp.where(some, count, 1)
         variance = jnp.maximum(variance, floor)
-        new = jnp.where(variance > 0, jnp.sqrt(variance), jnp.nan)
+        new = jnp.sqrt(jnp.where(_is_more_than_rounding(variance, size), variance, jnp.nan))
     else:
-        new = factorise(variance, floor)
+        size = size / jnp.where(some, count, 1)[:, :, 0]
+        new = _factorise(variance, size, floor)
     return jnp.where(some, new, old)
 
 
-def factorise(covariance: Float[Array, "K m m"], floor: Any) -> Float[Array, "K m m"]:
+def _is_more_than_rounding(variance: Array, size: Array) -> Array:
+    return variance > (100 * jnp.finfo(variance.dtype).eps) ** 2 * size
+
+
+def _factorise(covariance: Array, size: Array, floor: Array) -> Float[Array, "K m m"]:
     """Lower factors, eigenvalues raised to the floor; NaN where a covariance is singular to rounding."""
 
     def clip(square: Array) -> Array:
@@ -265,5 +275,6 @@ def factorise(covariance: Float[Array, "K m m"], floor: Any) -> Float[Array, "K 
     factor = jax.vmap(algebra.cholesky)(covariance)
     pivots = jnp.diagonal(factor, axis1=1, axis2=2) ** 2
     variances = jnp.diagonal(covariance, axis1=1, axis2=2)
-    fine = jnp.all(pivots > 10 * jnp.finfo(pivots.dtype).eps * variances, axis=1)
+    apart = pivots > 10 * jnp.finfo(pivots.dtype).eps * variances
+    fine = jnp.all(apart & _is_more_than_rounding(variances, size), axis=1)
     return jnp.where(fine[:, None, None], factor, jnp.nan)

@@ -28,10 +28,10 @@ def steps(length, *batch):
     return Step(*map(jnp.asarray, (index, index * 1.0, np.ones(index.shape), inputs)))
 
 
-def with_gaps(y, rng):
+def with_gaps(y, rng, share=0.25):
     """Some entries missing in part, some rows entirely; the first rows are complete."""
     y = np.array(y, float)
-    gaps = rng.random(y.shape) < 0.25
+    gaps = rng.random(y.shape) < share
     gaps[:4] = False
     y[gaps] = np.nan
     y[-3] = np.nan
