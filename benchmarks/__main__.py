@@ -14,6 +14,7 @@ FAMILIES = {
     "kalman": "linear Gaussian, one series: likelihood, filter, smoother, gradient",
     "batch": "1,000 short series, shared or own parameters, complete or with missing values",
     "em": "EM: time of an iteration, time of a whole second fit",
+    "glm_hmm": "EM of a GLM-HMM: time of an iteration, time of a whole second fit",
     "one_hot": "switching connectivity: what each prior of the couplings recovers, over 5 seeds",
     "start": "import, first result in a cold process, compile time of an associative filter",
     "scaling": "associative against sequential scans over the length of the series",

@@ -41,8 +41,8 @@ class OneHot(eqx.Module):
     quadratic approximation, which is renewed with every E-step; so there is no temperature to anneal, and
     no corner of a simplex where the objective has no bound. The fitted coupling is its posterior mean.
 
-    Success depends on where it starts: with states that do not yet differ, every edge looks absent. So a model
-    is first fitted by EM (``warm_start``), without this prior or with a Gaussian one
+    Success depends on where it starts: with states that do not yet differ, every edge looks absent. So a
+    model is first fitted by EM (``warm_start``), without a prior or with a Gaussian one
     (``GLMHMM(pooling=9.0)``); a result of EM is taken as it is.
 
     Args:
@@ -61,8 +61,8 @@ class OneHot(eqx.Module):
         >>> fitted.inclusion  # (K, m, m): probability that there is a connection, to and from
 
     References:
-        Li et al. (2024), One-hot generalized linear model for switching brain state discovery, ICLR: the model,
-        there with a relaxed posterior. Titsias & Lázaro-Gredilla (2011), Spike and slab variational
+        Li et al. (2024), One-hot generalized linear model for switching brain state discovery, ICLR: the
+        model, there with a relaxed posterior. Titsias & Lázaro-Gredilla (2011), Spike and slab variational
         inference for multi-task and multiple kernel learning, NeurIPS: the form of the posterior.
     """
 
