@@ -65,6 +65,7 @@ from statespace.parameters import (
     supports,
     unconstrain,
 )
+from statespace.passage import FirstPassage, first_passage
 from statespace.posterior import Forecast, GaussianPosterior, Signal
 from statespace.scores import Score
 from statespace.series import Panel, Series
@@ -107,6 +108,7 @@ __all__ = [
     "FiniteOnlineState",
     "FinitePosterior",
     "FiniteTransition",
+    "FirstPassage",
     "FitResult",
     "Forecast",
     "ForwardBackward",
@@ -155,6 +157,7 @@ __all__ = [
     "durations",
     "emissions",
     "filter",
+    "first_passage",
     "fit",
     "forecast",
     "freeze",
