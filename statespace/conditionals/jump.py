@@ -22,6 +22,9 @@ from statespace.conditionals.generators import (
 from statespace.model import Step
 from statespace.parameters import as_array, parameter
 
+_REPEATS = 50  # of learning the rates from given transitions, where one interval stands for all
+_SETTLED = 1e-4  # relative change of the rates that is not worth going on for
+
 
 class RateMatrix(FiniteTransition):
     """A Markov process in continuous time: from state i it jumps to state j at the rate ``q_ij``.
@@ -140,11 +143,11 @@ class RateMatrix(FiniteTransition):
         mask: Bool[Array, "S t"] | None = None,
         prior: Any = None,
     ) -> RateMatrix:
-        """The rates that maximise the expected log density of the paths, plus log prior.
+        """Rates under which the expected transitions between the moments are more probable, plus log prior.
 
-        ``q_ij = (jumps_ij + a - 1) / (dwell_i + b)`` for a Gamma prior of shape a and rate b: one step of the
-        EM algorithm of Bladt & Sørensen (2005), with the exact expectations given the ends of all intervals.
-        A state in which no time is spent keeps its rates where there is no prior.
+        An EM algorithm inside of EM: what the paths do between the moments is inferred, and the rates are
+        learned from it (:meth:`learned_from`), a few times, as this costs little beside inferring the states
+        at the moments.
 
         Args:
             pairs: joint probabilities of successive states, ``t = T - 1`` of them in each recording.
@@ -154,7 +157,33 @@ class RateMatrix(FiniteTransition):
         """
         if mask is not None:
             pairs = jnp.where(mask[..., None, None], pairs, 0)
-        jumps, dwell = self.along(self.statistics(pairs, jnp.asarray(steps.dt)))
+        intervals = jnp.asarray(steps.dt)
+        repeats = _REPEATS if intervals.size == 1 else _REPEATS // 10
+
+        def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+            i, old, new = carry
+            return (i < repeats) & jnp.any(jnp.abs(new - old) > _SETTLED * old)
+
+        def again(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            i, _, rates = carry
+            here = self.with_rates(rates)
+            return i + 1, rates, here.learned_from(here.statistics(pairs, intervals), prior).rates
+
+        start = (jnp.asarray(0), jnp.zeros_like(self.rates), self.rates)
+        return self.with_rates(jax.lax.while_loop(goes_on, again, start)[2])
+
+    def learned_from(self, statistics: JumpStatistics, prior: Any = None) -> RateMatrix:
+        """The most likely rates of paths of which it is known how long they stay and how often they jump.
+
+        ``q_ij = (jumps_ij + a - 1) / (dwell_i + b)`` for a Gamma prior of shape a and rate b; with expected
+        statistics the M-step of Bladt & Sørensen (2005). A state in which no time is spent keeps its rates
+        where there is no prior.
+
+        Args:
+            statistics: times and numbers of jumps, known or expected.
+            prior: a NumPyro ``Gamma`` for each rate, or None.
+        """
+        jumps, dwell = self.along(statistics)
         shape, rate = (1.0, 0.0) if prior is None else (prior.concentration, prior.rate)
         exposure = dwell + rate
         moved = (jumps + shape - 1) / jnp.where(exposure > 0, exposure, 1)

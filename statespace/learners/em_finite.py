@@ -25,7 +25,8 @@ from statespace.learners.likelihood import each_recording, stacked
 from statespace.learners.priors import log_density
 from statespace.learners.problem import Problem
 from statespace.learners.responsibilities import clustered, drawn, soften
-from statespace.methods.lowering import steps_of
+from statespace.methods.forward_backward import initial_probs
+from statespace.methods.lowering import dependence, steps_of
 from statespace.model import Step
 from statespace.parameters import Frozen, parameters, replace
 from statespace.series import Panel, Series
@@ -257,7 +258,7 @@ def _transition(
 ) -> dict[str, Array]:
     """Frequencies of the transitions, or the kernel's own M-step."""
     part = _part(model, problem, "transition")
-    if part is None or not part.names or _drives_the_first_state(model):
+    if part is None or not part.names or _drives_the_first_state(model, problem, part):
         return {}
     if _is_constant(model):
         name = part.names[0]
@@ -275,9 +276,12 @@ def _transition(
     return _renamed(part, part.conditional.m_step(moves, later, **extra))
 
 
-def _drives_the_first_state(model: Any) -> bool:
-    """Whether the first state follows the law that the transition leaves as it is."""
-    return getattr(bare(model), "initial_probs", False) is None
+def _drives_the_first_state(model: Any, problem: Problem, part: Part) -> bool:
+    """Whether the law of the first state, such as a stationary one, follows from the transition."""
+    values = {name: parameters(model)[name] for name in part.names}
+    first = jax.tree.map(lambda a: a[0, 0], _steps(problem.data))
+    program = jax.make_jaxpr(lambda v: initial_probs(replace(model, v), first))(values)
+    return any(dependence(program.jaxpr, [True] * len(values)))
 
 
 def _observation(

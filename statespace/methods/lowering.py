@@ -39,7 +39,7 @@ def stack(function: Callable[[Step], Any], steps: Step, varies: Step) -> Any:
     """
     first = at(steps, 0)
     program = jax.make_jaxpr(function)(first)
-    depends = _dependence(program.jaxpr, jax.tree.leaves(varies))
+    depends = dependence(program.jaxpr, jax.tree.leaves(varies))
     once = function(first)
     leaves, tree = jax.tree.flatten(once)
     if not any(depends):
@@ -49,7 +49,7 @@ def stack(function: Callable[[Step], Any], steps: Step, varies: Step) -> Any:
     return jax.tree.unflatten(tree, chosen)
 
 
-def _dependence(program: Any, varies: list[bool]) -> list[bool]:
+def dependence(program: Any, varies: list[bool]) -> list[bool]:
     """Which outputs of a jaxpr depend on an input that varies; inner programs count as one operation."""
     varying = {v for v, flag in zip(program.invars, varies, strict=True) if flag}
 
