@@ -16,6 +16,7 @@ FAMILIES = {
     "em": "EM: time of an iteration, time of a whole second fit",
     "glm_hmm": "EM of a GLM-HMM: time of an iteration, time of a whole second fit",
     "one_hot": "switching connectivity: what each prior of the couplings recovers, over 5 seeds",
+    "soft_labels": "labels of the states: held-out accuracy of an autoregressive HMM, over 10 seeds",
     "start": "import, first result in a cold process, compile time of an associative filter",
     "scaling": "associative against sequential scans over the length of the series",
     "accuracy": "errors on ill-conditioned models in float32 and float64",
