@@ -19,10 +19,12 @@ from statespace.finite_posterior import FinitePosterior
 from statespace.learners.em import EM
 from statespace.learners.fit import fit
 from statespace.learners.gibbs import Gibbs
+from statespace.learners.jump_gibbs import JumpGibbs
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
 from statespace.learners.one_hot import OneHot, OneHotResult
 from statespace.learners.posterior_result import PosteriorResult
+from statespace.learners.rate_priors import HierarchicalGamma
 from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.kalman import Kalman
@@ -67,6 +69,7 @@ from statespace.parameters import (
 )
 from statespace.passage import FirstPassage, first_passage
 from statespace.posterior import Forecast, GaussianPosterior, Signal
+from statespace.relabelling import relabel
 from statespace.scores import Score
 from statespace.series import Panel, Series
 from statespace.verbs import (
@@ -116,8 +119,10 @@ __all__ = [
     "GaussianPosterior",
     "Gibbs",
     "HiddenSemiMarkov",
+    "HierarchicalGamma",
     "IntegratedOrnsteinUhlenbeck",
     "Irregular",
+    "JumpGibbs",
     "JumpPaths",
     "Kalman",
     "LinearDiffusion",
@@ -166,6 +171,7 @@ __all__ = [
     "parameter",
     "parameters",
     "plot",
+    "relabel",
     "replace",
     "sample_states",
     "simulate",
