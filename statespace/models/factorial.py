@@ -67,7 +67,7 @@ class FactorialHMM(eqx.Module):
 
     @property
     def initial(self) -> Categorical:
-        """Law of the first tuple of states: independent."""
+        """Law of the first tuple of states, which are independent."""
         return Categorical(product([p.probs for p in self.initial_probs]))
 
     @property
