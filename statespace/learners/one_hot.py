@@ -22,6 +22,7 @@ from statespace.learners.priors import Priors, checked_priors
 from statespace.learners.problem import Problem, with_values
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
+from statespace.learners.table import header, table
 from statespace.parameters import freeze, parameters, replace
 from statespace.series import Panel
 
@@ -107,7 +108,9 @@ class OneHot(eqx.Module):
         problem = Problem(model, bare(data), priors, method)
         concentration = jnp.asarray(self.concentration, model.emission.coupling.dtype)
         state = _begin(problem, concentration)
-        trace, change, iteration = [], np.inf, 0
+        trace: list[float] = []
+        change: Any = np.inf
+        iteration = 0
         with bar(self.iterations, "one-hot", self.progress) as shown:
             while change > self.tolerance and iteration < self.iterations:
                 state, value, change = _iterate(problem, state, concentration)
@@ -146,7 +149,8 @@ class OneHotResult(FitResult):
     Attributes:
         sign_probs: posterior probabilities of inhibitory, none and excitatory, shape ``(K, m, m, 3)``.
         coupling_std: posterior standard deviations of the coupling, shape ``(K, m, m)``; its means are
-            ``model.coupling``.
+            ``model.coupling``. Each is given the other edges, so they are too small where the channels' pasts
+            are correlated.
         connectivity: posterior means of the probabilities of the three signs that all states share, shape
             ``(m, m, 3)``.
         strength_scale: scale of the half-normal law of the strengths.
@@ -156,6 +160,17 @@ class OneHotResult(FitResult):
     coupling_std: Float[np.ndarray, "K m m"]
     connectivity: Float[np.ndarray, "m m 3"]
     strength_scale: float
+
+    def summary(self, level: float = 0.95) -> str:
+        """The fit, and how many connections each state has; the arrays have them one by one."""
+        names = getattr(self.model, "state_names", None) or range(len(self.sign_probs))
+        rows = []
+        for name, state in zip(names, self.sign_probs):
+            counts = [*state.sum(axis=(0, 1)), (state[..., 1] < 0.5).sum()]
+            rows.append((f"state {name}", *(f"{count:.1f}" for count in counts)))
+        columns = ("inhibitory", "none", "excitatory", "likely connections")
+        facts = [*self._facts(), ("Strengths", f"half-normal, scale {self.strength_scale:.4g}")]
+        return "\n".join([*header("Fitted connections", facts), *table(columns, rows)])
 
     @property
     def inclusion(self) -> Float[np.ndarray, "K m m"]:
