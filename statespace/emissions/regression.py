@@ -6,6 +6,8 @@ factors of covariances; its leading axis is 1 where all states share it.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -44,10 +46,8 @@ def quadratic(
     """
     count = jnp.sum(seen, axis=1, keepdims=True).astype(residuals.dtype)
     if scale.ndim == 2:
-        z = jnp.where(seen[:, None], residuals / scale, 0)
-        return Quadratic(
-            jnp.sum(z * z, axis=-1), seen.astype(scale.dtype) @ jnp.log(scale).T, count
-        )
+        z = jnp.where(seen[:, None], residuals * (1 / scale), 0)
+        return Quadratic(_over_channels(z * z), seen.astype(scale.dtype) @ jnp.log(scale).T, count)
 
     def whole(residuals: Array, seen: Array, scale: Array) -> tuple[Array, Array]:
         """Of rows that were seen entirely or not at all."""
@@ -68,6 +68,13 @@ def quadratic(
 
     squared, log_det = jax.lax.cond(partly_seen(seen), partly, whole, residuals, seen, scale)
     return Quadratic(squared, log_det, count)
+
+
+def _over_channels(values: Float[Array, "*b m"]) -> Float[Array, "*b"]:
+    """Their sum; of few channels written out, which XLA:CPU vectorises over the other axes."""
+    if values.shape[-1] > algebra.UNROLLED:
+        return jnp.sum(values, axis=-1)
+    return functools.reduce(operator.add, (values[..., i] for i in range(values.shape[-1])))
 
 
 def _all_states(scale: Array, residuals: Array) -> Array:
@@ -136,40 +143,55 @@ def regress(
         The new coefficients and scale. A scale is NaN where the covariance has collapsed.
     """
     seen = ~jnp.isnan(y)
-    e = jnp.where(seen, y, 0)[:, None] - jnp.einsum("nd,kid->nki", regressors, coefficients)
+    values = jnp.where(seen, y, 0)
+    residuals = lambda w: values[:, None] - _predicted(regressors, w)
     own = weights if precision is None else weights * precision
     index = np.arange(regressors.shape[1]) if movable is None else np.flatnonzero(movable)
     z = regressors[:, index]
     if scale.ndim == 2:
-        e = jnp.where(seen[:, None], e, 0)
         count = weights.T @ seen.astype(y.dtype)
-        if len(index):
+        if regressors.shape[1] == len(index) == 1:
+            # one product, whose cost is to read the weights
+            columns = jnp.concatenate([values * z, seen * z * z, values**2], axis=1)
+            total, gram, size = jnp.split(own.T @ columns, 3, axis=1)
+            some = visited(count) & (gram > 0)
+            mean = jnp.where(some, total / jnp.where(some, gram, 1), coefficients[:, :, 0])
+            coefficients = mean[:, :, None]
+        else:
+            size = own.T @ values**2
+        if len(index) and regressors.shape[1] > 1:
+            e = jnp.where(seen[:, None], residuals(coefficients), 0)
             change = _solve(_gram(z, own, seen), _cross(own, e, z))
             change = jnp.where(visited(count)[:, :, None], change, 0)
             coefficients = coefficients.at[:, :, index].add(change)
-            e = jnp.where(seen[:, None], e - jnp.einsum("nd,kid->nki", z, change), 0)
-        square = jnp.einsum("nk,nki->ki", own, e * e)
-        size = own.T @ jnp.where(seen, y, 0) ** 2
+        e = jnp.where(seen[:, None], residuals(coefficients), 0)
+        square = _over_moments(own, e)
     else:
         some = jnp.any(seen, axis=1)
         weights, own = (jnp.where(some[:, None], w, 0) for w in (weights, own))
         count = jnp.sum(weights, axis=0)[:, None, None]
-        e, rest = _completed(e, seen, weights, scale)
+        e, rest = _completed(residuals(coefficients), seen, weights, scale)
         if len(index):
             gram = _weighted_products(z[:, None], own)[:, None]
             change = jnp.where(visited(count), _solve(gram, _cross(own, e, z)), 0)
             coefficients = coefficients.at[:, :, index].add(change)
-            e = e - jnp.einsum("nd,kid->nki", z, change)
+            e = e - _predicted(z, change)
         square = _weighted_products(e, own) + rest
-        size = own.T @ jnp.where(seen, y, 0) ** 2
+        size = own.T @ values**2
     return coefficients, _scale(square, size, count, scale, floor) if learn_scale else scale
+
+
+def _predicted(
+    z: Float[Array, "N d"], coefficients: Float[Array, "K m d"]
+) -> Float[Array, "N K m"]:
+    if z.shape[1] == 1:  # no product of matrices, so that it is not stored
+        return z[:, :, None] * coefficients[None, :, :, 0]
+    return jnp.einsum("nd,kid->nki", z, coefficients)
 
 
 def _gram(z: Array, weights: Array, seen: Array) -> Float[Array, "K m d d"]:
     """``sum w z z'`` over the moments at which each channel was seen."""
     m, d = seen.shape[1], z.shape[1]
-    if d == 1:
-        return (weights.T @ (seen * z * z))[:, :, None, None]
 
     def apart(z: Array, weights: Array, seen: Array) -> Array:
         one = lambda mask: _weighted_products(z[:, None], jnp.where(mask[:, None], weights, 0))
@@ -187,6 +209,14 @@ def _weighted_products(e: Float[Array, "N #K d"], weights: Array) -> Float[Array
     weighted = e * weights[:, :, None]
     total = jnp.einsum("nki,nkj->kij", weighted, jnp.broadcast_to(e, weighted.shape))
     return (total + jnp.swapaxes(total, 1, 2)) / 2
+
+
+def _over_moments(weights: Array, e: Float[Array, "N K m"]) -> Float[Array, "K m"]:
+    """``sum w e^2`` of each channel."""
+    if e.shape[2] > algebra.UNROLLED:
+        return jnp.einsum("nk,nki->ki", weights, e * e)
+    each = (jnp.sum(weights * e[:, :, i] ** 2, axis=0) for i in range(e.shape[2]))
+    return jnp.stack(list(each), axis=1)
 
 
 def _cross(weights: Array, e: Array, z: Array) -> Float[Array, "K m d"]:
