@@ -71,6 +71,7 @@ from statespace.passage import FirstPassage, first_passage
 from statespace.posterior import Forecast, GaussianPosterior, Signal
 from statespace.relabelling import relabel
 from statespace.scores import Score
+from statespace.selection import CrossValidation, compare, cross_validate
 from statespace.series import Panel, Series
 from statespace.verbs import (
     Simulation,
@@ -102,6 +103,7 @@ __all__ = [
     "ConstantVelocity",
     "Contribution",
     "ConvergenceWarning",
+    "CrossValidation",
     "Cycle",
     "DynamicFactor",
     "FactorialHMM",
@@ -154,9 +156,11 @@ __all__ = [
     "StateSpaceModel",
     "Step",
     "Structural",
+    "compare",
     "config",
     "constant",
     "constrain",
+    "cross_validate",
     "datasets",
     "diagnostics",
     "durations",
