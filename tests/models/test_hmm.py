@@ -1,9 +1,12 @@
 """The hidden Markov model: published likelihoods, its parts, and what it refuses."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from gnp_growth import GNP_GROWTH
 
 import statespace as ss
 from statespace.models.hmm import stationary_law
@@ -60,6 +63,27 @@ def test_earthquakes_at_the_published_parameters(states):
     y = ss.datasets.load("earthquakes")
     found = -float(ss.log_likelihood(ss.HMM("stationary", matrix, ss.emissions.Poisson(rates)), y))
     assert known - 1e-3 < found < known + 0.01
+
+
+def test_hamilton():
+    """Switching mean of an AR(4) in quarterly GNP growth (Hamilton 1989), at the maximum that EViews finds.
+
+    The mean of the last four quarters matters too, so that a state is the regimes of five quarters.
+    """
+    stay, back = 0.754673, 0.095915
+    mean, sd = np.array([-0.358811, 1.163516]), np.exp(-0.262658)
+    ar = np.array([0.013486, -0.057521, -0.246983, -0.212923])
+    regimes = np.array(list(itertools.product(range(2), repeat=5)))  # newest first
+    moves = np.array([[stay, 1 - stay], [back, 1 - back]])
+    matrix = np.zeros((32, 32))
+    for i, now in enumerate(regimes):
+        for new in range(2):
+            j = np.flatnonzero((regimes == [new, *now[:4]]).all(axis=1))[0]
+            matrix[i, j] = moves[now[0], new]
+    offset = mean[regimes[:, 0]] - mean[regimes[:, 1:]] @ ar
+    emission = ss.emissions.Autoregressive(np.tile(ar, (32, 1)), offset, [sd])
+    found = ss.log_likelihood(ss.HMM("stationary", matrix, emission), GNP_GROWTH)
+    np.testing.assert_allclose(found, -181.26339, atol=1e-4)
 
 
 def test_a_function_as_emission():
