@@ -31,6 +31,7 @@ from benchmarks.harness import Options, store
 STATES, NEURONS, BINS = 5, 20, 2_000
 TRAIN, TEST = 10, 5
 SEEDS = 5
+STARTS = 2  # of EM; the better training likelihood counts. About one start in five merges two of the states
 CONCENTRATION = (0.2, 1.6, 0.2)
 PRIOR_WIDTH = 1 / 3  # of the Gaussian prior, as published
 CALL = 0.2  # a coupling that is smaller counts as none where there are no probabilities
@@ -102,16 +103,22 @@ def at(start: Any, values: dict[str, Any]) -> Any:
 def fits(seed: int, train: list) -> dict[str, Any]:
     """A fit of each kind, by name."""
     em = ss.EM(tolerance=0.1, iterations=100, progress=False)
-    naive, gaussian = model(seed), model(seed, pooling=PRIOR_WIDTH**-2)
     zero = {"emission.coupling": np.zeros((STATES, NEURONS, NEURONS, 1))}
+    gaussian = model(seed, PRIOR_WIDTH**-2)
+
+    def best(pooling: float) -> Any:
+        keys = range(seed, seed + STARTS * SEEDS, SEEDS)
+        found = [ss.fit(model(key, pooling), train, learner=em) for key in keys]
+        return max(found, key=lambda fit: fit.trace[-1])
+
     out = {
-        "naive, from zeros": ss.fit(at(naive, zero), train, learner=em),
-        "naive": ss.fit(naive, train, learner=em),
-        "Gaussian": ss.fit(gaussian, train, learner=em),
+        "naive, from zeros": ss.fit(at(model(seed), zero), train, learner=em),
+        "naive": best(0.0),
+        "Gaussian": best(PRIOR_WIDTH**-2),
     }
-    learner = ss.OneHot(concentration=CONCENTRATION, warm_start=None, progress=False)
+    learner = ss.OneHot(concentration=CONCENTRATION, progress=False)
     out["one-hot"] = ss.fit(out["Gaussian"], train, learner=learner)
-    cold = ss.OneHot(CONCENTRATION, iterations=40, warm_start=None, progress=False)
+    cold = ss.OneHot(CONCENTRATION, iterations=40, progress=False)
     out["one-hot, cold"] = ss.fit(gaussian, train, learner=cold)
     return out
 

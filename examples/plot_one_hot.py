@@ -59,8 +59,7 @@ plt.show()
 # First a Gaussian prior, then the one-hot prior
 # ----------------------------------------------
 # EM with a Gaussian prior around the mean over the states finds *when* the population is in which state.
-# From there the one-hot prior finds *which* connections there are. Started from nothing it would not:
-# as long as states do not differ, every connection looks absent. A fit is the start of another
+# From there the one-hot prior finds *which* connections there are: a fit is the start of another learner
 # by being passed in place of the model.
 
 gaussian = ss.fit(

@@ -16,7 +16,6 @@ from statespace.emissions.glm import GLM, Regression
 from statespace.learners import edges as beliefs
 from statespace.learners import em_finite
 from statespace.learners.edges import Edges, Kinds, Site
-from statespace.learners.em import EM
 from statespace.learners.likelihood import bare, log_likelihood
 from statespace.learners.priors import Priors, checked_priors
 from statespace.learners.problem import Problem, with_values
@@ -42,15 +41,17 @@ class OneHot(eqx.Module):
     quadratic approximation, which is renewed with every E-step; so there is no temperature to anneal, and
     no corner of a simplex where the objective has no bound. The fitted coupling is its posterior mean.
 
-    Success depends on where it starts: with states that do not yet differ, every edge looks absent. So a
-    model is first fitted by EM (``warm_start``), without a prior or with a Gaussian one
-    (``GLMHMM(pooling=9.0)``); a result of EM is taken as it is.
+    A fit by EM is a good start, and can be given in place of the model, or asked for by ``warm_start``. It is
+    not necessary: beliefs that begin undecided and are damped separate the states by themselves, from random
+    couplings (not from zeros, where all states are alike). A start at which EM has merged two states stays
+    merged; ``python -m benchmarks one_hot`` has both ways side by side.
 
     Args:
         concentration: of the Dirichlet prior of inhibitory, none and excitatory.
         iterations: at most so many.
         tolerance: stop when no coefficient moves by more than this.
-        warm_start: the learner that goes first when a model is given and not a result; None for none.
+        warm_start: a learner that goes first when a model is given and not a result, such as
+            ``EM(starts=5)``; None for none.
         progress: whether to show a progress bar; None: when it takes more than a few seconds.
 
     Raises:
@@ -70,7 +71,7 @@ class OneHot(eqx.Module):
     concentration: tuple[float, float, float] = eqx.field(static=True, default=(0.2, 1.6, 0.2))
     iterations: int = eqx.field(static=True, default=100)
     tolerance: float = eqx.field(static=True, default=1e-3)
-    warm_start: Any = EM(tolerance=1e-2)
+    warm_start: Any = None
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:

@@ -215,14 +215,19 @@ def test_result_is_consistent_and_says_what_it_is(population, fits):
     np.testing.assert_allclose(again.model.coupling, result.model.coupling, atol=0.02)
 
 
-def test_a_model_is_warmed_up_first(population):
-    _, coupling, sessions = population
-    learner = ss.OneHot(iterations=30, warm_start=ss.EM(tolerance=0.1))
+@pytest.mark.parametrize("first", [None, ss.EM(tolerance=0.1)], ids=["cold", "warm"])
+def test_a_model_is_a_start_with_or_without_em(population, fits, first):
+    _, _, sessions = population
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ss.ConvergenceWarning)
-        found = ss.fit(ss.GLMHMM(2, pooling=9.0, **SETTINGS), sessions, learner=learner)
-    w = np.asarray(found.model.coupling)[..., 0]
-    assert min(np.abs(w - coupling).mean(), np.abs(w[::-1] - coupling).mean()) < 0.1
+        found = ss.fit(
+            ss.GLMHMM(2, pooling=9.0, key=jax.random.key(5), **SETTINGS),
+            sessions,
+            learner=ss.OneHot(warm_start=first),
+        )
+    assert found.log_likelihood == pytest.approx(fits[1].log_likelihood, abs=1.0)
+    w, other = (np.asarray(f.model.coupling) for f in (found, fits[1]))
+    assert min(np.abs(w - other).mean(), np.abs(w[::-1] - other).mean()) < 0.01
 
 
 @pytest.mark.parametrize(
