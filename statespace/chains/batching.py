@@ -69,19 +69,43 @@ def fall_back(fast: Callable[..., Any], robust: Callable[..., Any]) -> Callable[
 
         return jax.lax.cond(jnp.any(failed), mend, lambda: out)
 
+    return _batched_by(either, lambda v: fall_back(v(fast), v(robust)))
+
+
+def with_care(
+    needed: Callable[..., Array], careful: Callable[..., Any], quick: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The quick function, or the careful one where ``needed(*args)``, which is known beforehand.
+
+    The careful one is right everywhere: a batch (`vmap`) runs it for all if one of it needs it, and
+    otherwise pays nothing for it.
+    """
+
+    def either(*args: Any) -> Any:
+        return jax.lax.cond(jnp.any(needed(*args)), careful, quick, *args)
+
+    return _batched_by(either, lambda v: with_care(v(needed), v(careful), v(quick)))
+
+
+def _batched_by(function: Callable[..., Any], batch: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with `vmap` by ``batch(v)``, where ``v`` is the `vmap` that is due.
+
+    Derivatives are those of ``function``.
+    """
+
     @custom_vmap
     def batchable(*args: Any) -> Any:
-        return either(*args)
+        return function(*args)
 
     @batchable.def_vmap
     def _(size: int, batched: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         axes = [0 if b else None for b in batched]
-        out = fall_back(jax.vmap(fast, in_axes=axes), jax.vmap(robust, in_axes=axes))(*args)
+        out = batch(lambda f: jax.vmap(f, in_axes=axes, axis_size=size))(*args)
         return out, jax.tree.map(lambda _: True, out)
 
     @jax.custom_jvp
     def run(*args: Any) -> Any:
         return batchable(*args)
 
-    run.defjvp(lambda primals, tangents: jax.jvp(either, primals, tangents))
+    run.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
     return run

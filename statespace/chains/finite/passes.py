@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.chains.batching import fall_back
-from statespace.chains.finite import logs, scaled
+from statespace.chains.batching import batch_last, fall_back, with_care
+from statespace.chains.finite import algebra, logs, scaled
 from statespace.chains.finite.types import Chain
 from statespace.chains.moments import compensated_sum
 
@@ -72,8 +72,19 @@ def total(pointwise: Float[Array, " T"]) -> Float[Array, ""]:
 
 @cache
 def _passes(want: Want, parallel: bool) -> Callable[..., Results]:
-    def robust(initial, transitions, potentials, mask) -> Results:
-        chain = Chain(initial, transitions, potentials)
+    def in_probabilities(check: bool, *args: Array) -> tuple[Results, Array]:
+        *arrays, mask = args
+        chain = Chain(*arrays)
+        past = scaled.forward(chain, check)
+        results = Results(past.filtered, past.predicted, past.pointwise)
+        if want != "filtered":
+            probs, ratios = scaled.smooth(chain, past)
+            results = results._replace(smoothed=probs, ratios=ratios)
+        return _add_sums(results, chain, mask, want), past.extreme
+
+    def in_logs(*args: Array) -> Results:
+        *arrays, mask = args
+        chain = Chain(*arrays)
         results, past, ratios = _in_logs(chain, want, parallel)
         if want == "counts":
             return results._replace(sums=logs.counts(chain, past.filtered, ratios, mask))
@@ -81,42 +92,38 @@ def _passes(want: Want, parallel: bool) -> Callable[..., Results]:
             return results._replace(sums=logs.slopes(chain, past.filtered, ratios))
         return results
 
-    def fast(initial, transitions, potentials, mask) -> tuple[Results, Array]:
-        chain = Chain(initial, transitions, potentials)
-        if parallel:
-            results, *_ = _in_logs(chain, want, parallel)
-            # only the sums need more than the probabilities themselves
-            failed = scaled.scarce(transitions, potentials, results.predicted, results.probs)
-            failed = failed & (want in ("counts", "slopes"))
-        else:
-            results, failed = _in_probabilities(chain, want)
-        if want == "counts":
-            results = results._replace(sums=_counts(chain, results, mask))
-        elif want == "slopes":
-            results = results._replace(sums=_slopes(chain, results))
-        return results, failed
+    def from_logs(*args: Array) -> tuple[Results, Array]:
+        *arrays, mask = args
+        chain = Chain(*arrays)
+        results, *_ = _in_logs(chain, want, parallel)
+        # only the sums need more than the probabilities themselves
+        failed = scaled.scarce(*chain[1:], results.predicted, results.probs)
+        return _add_sums(results, chain, mask, want), failed & (want in ("counts", "slopes"))
 
-    return fall_back(fast, robust)
+    if parallel:
+        return fall_back(from_logs, in_logs)
+    checked = batch_last(partial(in_probabilities, True), _few)
+    quick = batch_last(lambda *args: in_probabilities(False, *args)[0], _few)
+    return with_care(_needs_check, fall_back(checked, in_logs), quick)
 
 
-def _evidence_in_probabilities(initial, transitions, potentials) -> tuple[Array, Array]:
-    return scaled.evidence(Chain(initial, transitions, potentials))
+def _few(initial: Array, *_: Array) -> bool:
+    return len(initial) <= algebra.FEW
 
 
-def _evidence_of_the_filter(initial, transitions, potentials) -> Array:
+def _needs_check(initial: Array, transitions: Array, potentials: Array, *_: Array) -> Array:
+    return scaled.needs_check(Chain(initial, transitions, potentials))
+
+
+def _checked_evidence(initial: Array, transitions: Array, potentials: Array) -> Array:
     return run(Chain(initial, transitions, potentials), "filtered", False).pointwise
 
 
-_evidence = fall_back(_evidence_in_probabilities, _evidence_of_the_filter)
+def _quick_evidence(initial: Array, transitions: Array, potentials: Array) -> Array:
+    return scaled.evidence(Chain(initial, transitions, potentials))
 
 
-def _in_probabilities(chain: Chain, want: Want) -> tuple[Results, Array]:
-    past = scaled.forward(chain)
-    results = Results(past.filtered, past.predicted, past.pointwise)
-    if want != "filtered":
-        probs, ratios = scaled.smooth(chain, past)
-        results = results._replace(smoothed=probs, ratios=ratios)
-    return results, past.extreme
+_evidence = with_care(_needs_check, _checked_evidence, batch_last(_quick_evidence, _few))
 
 
 def _in_logs(
@@ -131,16 +138,21 @@ def _in_logs(
     return results, past, ratios
 
 
-def _counts(chain: Chain, found: Results, mask: Array) -> Float[Array, "K K"]:
-    left = found.probs[:-1] * (mask[:-1] * mask[1:])[:, None]
-    right, a = found.ratios[1:], chain.transitions
-    if len(a) == 1:
-        return a[0] * (left.T @ right)
-    return jnp.sum(left[:, :, None] * a * right[:, None, :], axis=0)
+def _add_sums(found: Results, chain: Chain, mask: Array, want: Want) -> Results:
+    a, left = chain.transitions, found.probs[:-1]
+    if want == "counts":
+        left = left * (mask[:-1] * mask[1:])[:, None]
+        products = _products(left, found.ratios[1:], len(a) == 1)
+        return found._replace(sums=jnp.sum(a * products, axis=0))
+    if want == "slopes":
+        return found._replace(sums=_products(left, found.ratios[1:], len(a) == 1))
+    return found
 
 
-def _slopes(chain: Chain, found: Results) -> Float[Array, "S K K"]:
-    left, right = found.probs[:-1], found.ratios[1:]
-    if len(chain.transitions) == 1:
+def _products(left: Array, right: Array, summed: bool) -> Array:
+    """``left_t[j] right_t[k]``, or their sum over t as one more leading axis."""
+    if not summed:
+        return left[:, :, None] * right[:, None]
+    if left.ndim == 2:
         return (left.T @ right)[None]
-    return left[:, :, None] * right[:, None, :]
+    return jnp.sum(left[:, :, None] * right[:, None], axis=0, keepdims=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from statespace.chains.batching import fall_back
-from statespace.chains.finite import algebra, associative, logs, scaled
+from statespace.chains.finite import algebra, associative, logs, passes, scaled
 from statespace.chains.finite.passes import use_parallel
 from statespace.chains.finite.types import Chain, length
 from statespace.chains.moments import scan_moments
@@ -41,15 +41,16 @@ def paths(
 
 
 def _of_probabilities(initial, transitions, potentials, uniforms):
-    past = scaled.forward(Chain(initial, transitions, potentials))
+    found = passes.run(Chain(initial, transitions, potentials), "filtered", False)
 
     def back(state: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         matrix, law, u = at
         state = choose(law * matrix.T[state], u)
         return state, state
 
-    out = _backward(back, choose(past.filtered[-1], uniforms[:, -1]), transitions, past, uniforms)
-    return out, past.extreme
+    last = choose(found.probs[-1], uniforms[:, -1])
+    out = _backward(back, last, transitions, found.probs, uniforms)
+    return out, scaled.scarce(transitions, potentials, found.predicted, found.probs)
 
 
 def _of_logs(initial, transitions, potentials, uniforms):
@@ -61,11 +62,11 @@ def _of_logs(initial, transitions, potentials, uniforms):
         return state, state
 
     last = choose(_to_linear(past.filtered[-1]), uniforms[:, -1])
-    return _backward(back, last, algebra.log(transitions), past, uniforms)
+    return _backward(back, last, algebra.log(transitions), past.filtered, uniforms)
 
 
-def _backward(back, last: Array, matrices: Array, past, uniforms: Array) -> Array:
-    arrays = (matrices, past.filtered[:-1], uniforms.T[:-1])
+def _backward(back, last: Array, matrices: Array, laws: Array, uniforms: Array) -> Array:
+    arrays = (matrices, laws[:-1], uniforms.T[:-1])
     before = scan_moments(back, last, arrays, uniforms.shape[1] - 1, reverse=True)[1]
     return jnp.concatenate([before, last[None]]).T
 
