@@ -61,7 +61,7 @@ def climb(
     def turn(s: _Search) -> _Search:
         trial = s.best + s.length[:, None] * s.step
         at = curve(trial)
-        enough = at.value >= s.value + _DECREASE * s.length * s.gain - rounding(at.value)
+        enough = at.value >= s.value + _DECREASE * s.length * s.gain - jax.vmap(rounding)(at.value)
         moved = ~s.done & enough & jnp.isfinite(at.value)
         step = scoring_step(at.gradient, at.information, shared)
         gain = jnp.sum(at.gradient * step, axis=(0, 2)) / 2

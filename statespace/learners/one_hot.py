@@ -68,7 +68,7 @@ class OneHot(eqx.Module):
         inference for multi-task and multiple kernel learning, NeurIPS: the form of the posterior.
     """
 
-    concentration: tuple[float, float, float] = eqx.field(static=True, default=(0.2, 1.6, 0.2))
+    concentration: tuple[float, ...] = eqx.field(static=True, default=(0.2, 1.6, 0.2))
     iterations: int = eqx.field(static=True, default=100)
     tolerance: float = eqx.field(static=True, default=1e-3)
     warm_start: Any = None

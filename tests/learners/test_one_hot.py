@@ -101,7 +101,7 @@ def test_states_share_the_probabilities_of_the_signs():
     np.testing.assert_allclose(got.probs[:, 0, 0], exact, atol=0.03)
     alone = likelihood[2] * CONCENTRATION
     assert exact[2, 2] > 2 * (alone / alone.sum())[2]  # the others do tell it something
-    shared = edges.connectivity(got.probs, CONCENTRATION)
+    shared = edges.connectivity(got.probs, jnp.asarray(CONCENTRATION))
     counts = CONCENTRATION + np.asarray(got.probs).sum(axis=0)
     np.testing.assert_allclose(shared, counts / counts.sum(-1, keepdims=True))
 
