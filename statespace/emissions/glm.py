@@ -203,7 +203,7 @@ class GLM(Emission):
             raise ValueError("a GLM without `basis` and `coupling` has no filters.")
         return self.basis.filters(self.coupling)
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse observations that no state can make.
 
         Raises:
@@ -353,6 +353,7 @@ class GLM(Emission):
         return jnp.concatenate([*blocks, bias[:, :, None]], axis=2)
 
     def with_coefficients(self, values: Float[Array, "K m p q"]) -> GLM:
+        """The same GLM with other :attr:`coefficients`."""
         d = self._inputs
         bias = values[: len(self.bias), :, -1]
         new = eqx.tree_at(lambda e: e.bias, self, bias.reshape(self.bias.shape))
