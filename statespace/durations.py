@@ -6,7 +6,7 @@ with probabilities that give the duration its law.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,7 +19,7 @@ from statespace.conditionals.finite import check_probabilities, pattern, sparse_
 from statespace.models.checks import require_positive, require_shape, require_support
 from statespace.parameters import as_array, parameter, parameters, replace, supports
 
-__all__ = ["Durations", "Geometric", "NegativeBinomial", "Poisson", "Probabilities"]
+__all__ = ["Durations", "Geometric", "NegativeBinomial", "Pascal", "Poisson", "Probabilities"]
 
 _EVALUATIONS = (
     30  # of the expected log probability in one M-step, which starts where the last one ended
@@ -38,6 +38,43 @@ class Durations(eqx.Module):
         """How many sub-states each state needs."""
         raise NotImplementedError
 
+    def log_moves(self) -> tuple[Float[Array, "K D"], Float[Array, "K D"], Float[Array, "K D"]]:
+        """Log probability to stay in each sub-state, to go on to the next, and to leave the state."""
+        raise NotImplementedError
+
+    def m_step(
+        self, hold: Float[Array, "K D"], onward: Float[Array, "K D"], leave: Float[Array, "K D"]
+    ) -> Durations:
+        """The law that maximises the expected log probability of moves from sub-states, or raises it.
+
+        A state that was never entered keeps its law.
+
+        Args:
+            hold: expected number of moments after which a sub-state was kept.
+            onward: of those after which the next one came.
+            leave: of those after which the state was left.
+        """
+        from statespace.learners.climbing import climb
+
+        def gain(values: dict[str, Array]) -> Array:
+            logs = replace(self, values).log_moves()
+            counts = (hold, onward, leave)
+            return sum(jnp.sum(_times(n, log)) for n, log in zip(counts, logs, strict=True))
+
+        seen = jnp.sum(hold + onward + leave, axis=1) > 0
+        old = parameters(self)
+        new = climb(gain, old, supports(self), _EVALUATIONS)
+        return replace(self, {k: jnp.where(seen, v, old[k]) for k, v in new.items()})
+
+    @property
+    def mean(self) -> Float[Array, " K"]:
+        """Expected duration of a stay in each state."""
+        raise NotImplementedError
+
+
+class _ByHazards(Durations):
+    """A law with a sub-state for each moment of a stay, from the probabilities to leave then."""
+
     def log_hazards(self) -> tuple[Float[Array, "K D"], Float[Array, "K D"]]:
         """Log probability to leave after moment 1 … D of a stay that has lasted so long, and to stay.
 
@@ -45,25 +82,11 @@ class Durations(eqx.Module):
         """
         raise NotImplementedError
 
-    def m_step(self, leave: Float[Array, "K D"], stay: Float[Array, "K D"]) -> Self:
-        """The law that maximises the expected log probability of leaving and staying, or raises it.
-
-        Args:
-            leave: expected number of stays that were left after moment 1 … D.
-            stay: expected number of those that went on.
-        """
-        from statespace.learners.climbing import climb
-
-        def gain(values: dict[str, Array]) -> Array:
-            logs = replace(self, values).log_hazards()
-            counts = (leave, stay)
-            return sum(jnp.sum(_times(n, log)) for n, log in zip(counts, logs, strict=True))
-
-        # A state that was never entered says nothing of its law.
-        seen = jnp.sum(leave + stay, axis=1) > 0
-        old = parameters(self)
-        new = climb(gain, old, supports(self), _EVALUATIONS)
-        return replace(self, {k: jnp.where(seen, v, old[k]) for k, v in new.items()})
+    def log_moves(self) -> tuple[Float[Array, "K D"], Float[Array, "K D"], Float[Array, "K D"]]:
+        """Log probability to stay in each sub-state, to go on to the next, and to leave the state."""
+        leave, stay = self.log_hazards()
+        final = np.arange(leave.shape[1]) == np.asarray(self.parts)[:, None] - 1
+        return jnp.where(final, stay, -jnp.inf), jnp.where(final, -jnp.inf, stay), leave
 
     @property
     def mean(self) -> Float[Array, " K"]:
@@ -79,7 +102,7 @@ class Durations(eqx.Module):
         return 1 + before + end * (1 - leave) / leave
 
 
-class Geometric(Durations):
+class Geometric(_ByHazards):
     """Stays of the length that they have in a plain hidden Markov model.
 
     Args:
@@ -92,10 +115,7 @@ class Geometric(Durations):
     leave: Float[Array, " K"] = parameter("unit_interval")
 
     def __check_init__(self) -> None:
-        _require_vector("leave", self.leave)
-        require_support(
-            "leave", self.leave, lambda p: (p > 0) & (p < 1), "be strictly between 0 and 1"
-        )
+        _require_probability("leave", self.leave)
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -106,14 +126,65 @@ class Geometric(Durations):
         """Log probability to leave after each moment of a stay, and to stay."""
         return jnp.log(self.leave)[:, None], jnp.log1p(-self.leave)[:, None]
 
-    def m_step(self, leave: Float[Array, "K 1"], stay: Float[Array, "K 1"]) -> Geometric:
+    def m_step(
+        self, hold: Float[Array, "K 1"], onward: Float[Array, "K 1"], leave: Float[Array, "K 1"]
+    ) -> Geometric:
         """Frequencies of leaving; see :meth:`Durations.m_step`."""
-        eps = jnp.finfo(self.leave.dtype).eps
-        share = jnp.clip(_share(leave, stay, self.leave[:, None])[:, 0], eps, 1 - eps)
-        return replace(self, {"leave": share})
+        return replace(self, {"leave": _frequency(leave, hold, self.leave)})
 
 
-class _Counts(Durations):
+class Pascal(Durations):
+    """Stays of several stages, each of geometric length: a few sub-states for long stays of any mean.
+
+    The duration is negative binomial, of ``stages_k`` moments at least, with mean ``stages_k / leave_k`` and
+    a relative deviation of about ``1 / sqrt(stages_k)``.
+
+    Args:
+        leave: probability to leave each stage at each moment, shape ``(K,)``.
+        stages: the number of stages, of all states or of each.
+
+    Raises:
+        ValueError: if an entry is not a probability above 0, or there is not one number of stages of at
+            least 1 for each state.
+
+    References:
+        Johnson & Willsky (2013), Bayesian nonparametric hidden semi-Markov models, section 4.
+    """
+
+    leave: Float[Array, " K"] = parameter("unit_interval")
+    stages: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, leave: Any, stages: Any):
+        self.leave = as_array(leave)
+        _require_probability("leave", self.leave)
+        self.stages = _each_state("stages", stages, len(self.leave))
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """How many sub-states each state needs: its stages."""
+        return self.stages
+
+    @property
+    def mean(self) -> Float[Array, " K"]:
+        """Expected duration of a stay in each state."""
+        return np.asarray(self.stages) / self.leave
+
+    def log_moves(self) -> tuple[Float[Array, "K D"], Float[Array, "K D"], Float[Array, "K D"]]:
+        """Log probability to stay in each stage, to go on to the next, and to leave the state."""
+        stage, last = np.arange(max(self.stages)), np.asarray(self.stages)[:, None] - 1
+        shape = (len(self.stages), max(self.stages))
+        hold = jnp.broadcast_to(jnp.log1p(-self.leave)[:, None], shape)
+        go = jnp.log(self.leave)[:, None]
+        return hold, jnp.where(stage < last, go, -jnp.inf), jnp.where(stage == last, go, -jnp.inf)
+
+    def m_step(
+        self, hold: Float[Array, "K D"], onward: Float[Array, "K D"], leave: Float[Array, "K D"]
+    ) -> Pascal:
+        """Frequencies of leaving a stage; see :meth:`Durations.m_step`."""
+        return replace(self, {"leave": _frequency(onward + leave, hold, self.leave)})
+
+
+class _Counts(_ByHazards):
     """One moment and a count of further ones, exact up to a maximum, with a geometric tail beyond."""
 
     maximum: eqx.AbstractVar[tuple[int, ...]]
@@ -192,7 +263,7 @@ class Poisson(_Counts):
         self.rate = as_array(rate)
         _require_vector("rate", self.rate)
         require_positive("rate", self.rate, zero=False)
-        self.maximum = _maxima(maximum, len(self.rate))
+        self.maximum = _each_state("maximum", maximum, len(self.rate))
 
     def log_probs(self, more: Float[Array, " D"]) -> Float[Array, "K D"]:
         """Log probability of a stay of ``1 + more`` moments."""
@@ -234,7 +305,7 @@ class NegativeBinomial(_Counts):
         require_shape("concentration", self.concentration, self.further.shape)
         for name in ("further", "concentration"):
             require_positive(name, getattr(self, name), zero=False)
-        self.maximum = _maxima(maximum, len(self.further))
+        self.maximum = _each_state("maximum", maximum, len(self.further))
 
     def log_probs(self, more: Float[Array, " D"]) -> Float[Array, "K D"]:
         """Log probability of a stay of ``1 + more`` moments."""
@@ -253,7 +324,7 @@ class NegativeBinomial(_Counts):
         return self.further.dtype
 
 
-class Probabilities(Durations):
+class Probabilities(_ByHazards):
     """Stays of 1 … D moments with probabilities of any form, and never longer.
 
     Args:
@@ -289,10 +360,12 @@ class Probabilities(Durations):
         after = jnp.concatenate([survival[:, 1:], jnp.zeros_like(survival[:, :1])], axis=1)
         return _log_ratio(probs, survival), _log_ratio(after, survival)
 
-    def m_step(self, leave: Float[Array, "K D"], stay: Float[Array, "K D"]) -> Probabilities:
+    def m_step(
+        self, hold: Float[Array, "K D"], onward: Float[Array, "K D"], leave: Float[Array, "K D"]
+    ) -> Probabilities:
         """Frequencies of leaving after each moment; see :meth:`Durations.m_step`."""
         longest = max(self.parts)
-        hazards = _share(leave, stay, jnp.exp(self.log_hazards()[0]))
+        hazards = _share(leave, onward, jnp.exp(self.log_hazards()[0]))
         hazards = hazards.at[jnp.arange(len(self.parts)), np.asarray(self.parts) - 1].set(1)
         reached = jnp.cumprod(1 - hazards, axis=1)
         reached = jnp.concatenate([jnp.ones_like(reached[:, :1]), reached[:, :-1]], axis=1)
@@ -317,16 +390,30 @@ def _log_ratio(part: Array, whole: Array) -> Array:
     return jnp.where(there, jnp.log(ratio), -jnp.inf)
 
 
+def _frequency(
+    leave: Float[Array, "K D"], hold: Float[Array, "K D"], old: Float[Array, " K"]
+) -> Float[Array, " K"]:
+    """How often sub-states were left, inside (0, 1)."""
+    eps = jnp.finfo(old.dtype).eps
+    return jnp.clip(_share(jnp.sum(leave, axis=1), jnp.sum(hold, axis=1), old), eps, 1 - eps)
+
+
+def _require_probability(name: str, value: Array) -> None:
+    _require_vector(name, value)
+    require_support(name, value, lambda p: (p > 0) & (p < 1), "be strictly between 0 and 1")
+
+
 def _require_vector(name: str, value: Array) -> None:
     if value.ndim != 1:
         raise ValueError(f"`{name}` of durations must have shape (K,), got {value.shape}.")
 
 
-def _maxima(maximum: Any, states: int) -> tuple[int, ...]:
-    each = np.asarray(maximum)
+def _each_state(name: str, count: Any, states: int) -> tuple[int, ...]:
+    """A number of sub-states for each state."""
+    each = np.asarray(count)
     if each.shape not in ((), (states,)) or each.dtype.kind not in "iu" or (each < 1).any():
         raise ValueError(
-            f"`maximum` of durations must be a whole number of at least 1, or one for each of the {states} "
-            f"states, got {maximum!r}."
+            f"`{name}` of durations must be a whole number of at least 1, or one for each of the {states} "
+            f"states, got {count!r}."
         )
     return tuple(int(d) for d in np.broadcast_to(each, states))

@@ -143,11 +143,19 @@ def first_passage(
         return _simulated(model, data, crossing, of, horizon, inputs, draws, key, method)
     posterior = filter(model, data, method=method)
     if isinstance(posterior, PanelPosterior):
-        return [_exact(one, states, horizon) for one in posterior]
+        # Slices of every length would each be compiled; NumPy's are not.
+        padded = jax.tree.map(np.asarray, posterior.padded)
+        labels = posterior.labels or (None,) * len(posterior)
+        return [
+            _exact(jax.tree.map(lambda x, i=i: x[i], padded).labelled(names), states, horizon, size)
+            for i, (size, names) in enumerate(zip(posterior.lengths, labels, strict=True))
+        ]
     return _exact(posterior, states, horizon)
 
 
-def _exact(posterior: Any, states: Any, horizon: int | None) -> FirstPassage:
+def _exact(
+    posterior: Any, states: Any, horizon: int | None, size: int | None = None
+) -> FirstPassage:
     if not isinstance(posterior, FinitePosterior):
         raise TypeError(
             "`states` of first_passage are those of a finite state, which this model does not have: give "
@@ -164,14 +172,14 @@ def _exact(posterior: Any, states: Any, horizon: int | None) -> FirstPassage:
         ends = ends[np.asarray(posterior.aggregate)]
     moves = np.asarray(own.chain.transitions[0], float)[np.ix_(~ends, ~ends)]
     into = np.asarray(own.chain.transitions[0], float)[np.ix_(~ends, ends)].sum(axis=1)
-    law = np.asarray(own.probs, float)[:, ~ends]
+    law = np.asarray(own.probs, float)[:size, ~ends]
     mean, never = _mean(moves, into)
     lasting = np.isinf(mean)
     expected = law @ np.where(lasting, 0, mean)
     return FirstPassage(
         survival=_survival(law, moves, never, horizon),
         mean=np.where((law[:, lasting] > 0).any(axis=1), np.inf, expected),
-        times=np.asarray(posterior.times),
+        times=np.asarray(posterior.times)[:size],
         labels=posterior.labels,
     )
 

@@ -127,6 +127,35 @@ def test_unknown_name_lists_the_known():
         datasets.describe("nil")
 
 
+def test_turbofan_counts_the_cycles_to_failure(tmp_path, monkeypatch):
+    """With and without a line of names; two engines in each set."""
+    folder = tmp_path / "cmapss"
+    folder.mkdir()
+    row = lambda engine, cycle: f"{engine} {cycle} " + " ".join(["0.5"] * 24) + "  \n"
+    names = " ".join(["unit_number", "time", *("x" * 24)]) + "\n"
+    three = row(1, 1) + row(1, 2) + row(2, 1)
+    (folder / "train_FD001.txt").write_text(names + three)
+    (folder / "test_FD001.txt").write_text(three)
+    (folder / "RUL_FD001.txt").write_text("RUL\n7\n9\n")
+    monkeypatch.setenv("STATESPACE_DATA", str(tmp_path))
+    data = datasets.load("turbofan")
+    assert data.shape == (6, 25)
+    assert data.index.names == ["set", "engine", "cycle"]
+    assert data.loc["train", "remaining"].tolist() == [1, 0, 0]
+    assert data.loc["test", "remaining"].tolist() == [8, 7, 9]
+    (folder / "RUL_FD001.txt").write_text("7 8\n")
+    with pytest.raises(ValueError, match="no file of the data set 'turbofan': not 1 columns"):
+        datasets.load("turbofan")
+
+
+def test_what_has_to_be_fetched_by_hand_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setenv("STATESPACE_DATA", str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=r"'turbofan' .*https://data.nasa.gov.* STATESPACE_DATA"
+    ):
+        datasets.load("turbofan")
+
+
 @pytest.fixture
 def motorcycle(tmp_path, monkeypatch):
     """A public file of two rows in the user's folder, with its own hash in the table."""

@@ -25,8 +25,8 @@ from statespace.parameters import as_array, parameter, replace
 class SemiMarkovKernel(FiniteTransition):
     """Transitions between K states in each of which a stay has a law of duration.
 
-    State k is a row of sub-states, entered at the first; from the i-th it goes on to the next, or leaves
-    the state, with probability ``P(duration = i | duration >= i)``.
+    State k is a row of sub-states, entered at the first; the probabilities to go on from one to the next and
+    to leave the state give a stay its law of duration.
 
     Args:
         probs: where a state that is left goes, shape ``(K, K)``, row = from, rows summing to one, with zeros
@@ -82,9 +82,8 @@ class SemiMarkovKernel(FiniteTransition):
     def matrix(self, step: Step) -> Float[Array, "J J"]:
         """Probabilities of the next sub-state (columns) given the previous one (rows)."""
         owner, place, onward = self._rows()
-        leave, stay = (jnp.exp(logs)[owner, place] for logs in self.durations.log_hazards())
-        moves = jnp.zeros((len(owner), len(owner)), leave.dtype)
-        moves = moves.at[np.arange(len(owner)), onward].set(stay)
+        hold, go, leave = (jnp.exp(logs)[owner, place] for logs in self.durations.log_moves())
+        moves = jnp.diag(hold).at[np.arange(len(owner)), onward].add(go)
         goes = leave[:, None] * self.probs.astype(leave.dtype)[owner]
         return moves.at[:, self.entrances].add(goes)
 
@@ -100,8 +99,11 @@ class SemiMarkovKernel(FiniteTransition):
         goes = moves[:, self.entrances] * np.asarray(self.possible, float)[owner]
         shape = (len(self.probs), max(self.durations.parts))
         each = lambda counts: jnp.zeros(shape, moves.dtype).at[owner, place].set(counts)
-        stays = moves[np.arange(len(owner)), onward]
-        durations = self.durations.m_step(each(jnp.sum(goes, axis=1)), each(stays))
+        index = np.arange(len(owner))
+        ahead = jnp.where(onward > index, moves[index, onward], 0)
+        durations = self.durations.m_step(
+            each(jnp.diagonal(moves)), each(ahead), each(jnp.sum(goes, axis=1))
+        )
         counts = jnp.zeros_like(self.probs).at[owner].add(goes.astype(self.probs.dtype))
         total = jnp.sum(counts, axis=1, keepdims=True)
         probs = jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), self.probs)
