@@ -13,10 +13,12 @@ from benchmarks import harness
 FAMILIES = {
     "kalman": "linear Gaussian, one series: likelihood, filter, smoother, gradient",
     "batch": "1,000 short series, shared or own parameters, complete or with missing values",
+    "hmm": "hidden Markov models, one recording: likelihood, smoother, Viterbi, gradient, E-step, 20 starts",
     "em": "EM: time of an iteration, time of a whole second fit",
     "glm_hmm": "EM of a GLM-HMM: time of an iteration, time of a whole second fit",
     "one_hot": "switching connectivity: what each prior of the couplings recovers, over 5 seeds",
     "soft_labels": "labels of the states: held-out accuracy of an autoregressive HMM, over 10 seeds",
+    "jump": "rates of a jump process: error and seconds of EM and of Gibbs sampling, over 5 to 20 seeds",
     "start": "import, first result in a cold process, compile time of an associative filter",
     "scaling": "associative against sequential scans over the length of the series",
     "accuracy": "errors on ill-conditioned models in float32 and float64",
