@@ -65,7 +65,7 @@ class SparseSoftmax(Transform):
         """The rows that are reached."""
         return SparseSimplex(self.possible)
 
-    def __call__(self, x: Float[Array, "*b free"]) -> Float[Array, "*b K"]:
+    def __call__(self, x: Float[Array, "*b free"]) -> Float[Array, "..."]:
         """The probabilities."""
         mask, free, _ = self._entries()
         logits = jnp.broadcast_to(
@@ -73,7 +73,7 @@ class SparseSoftmax(Transform):
         )
         return jax.nn.softmax(logits.at[(..., *np.nonzero(free))].set(x), axis=-1)
 
-    def _inverse(self, y: Float[Array, "*b K"]) -> Float[Array, "*b free"]:
+    def _inverse(self, y: Float[Array, "..."]) -> Float[Array, "*b free"]:
         _, free, reference = self._entries()
         entries = np.nonzero(free)
         # a probability that learning has brought to zero is at the end of the line, not beyond it
@@ -102,7 +102,7 @@ class SparseSoftmax(Transform):
         """Whether the other is the same."""
         return isinstance(other, SparseSoftmax) and other.possible == self.possible
 
-    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _entries(self) -> tuple[np.ndarray, np.ndarray, Any]:
         """Where entries are possible, where they are free, and each row's reference."""
         mask = np.asarray(self.possible, bool)
         reference = mask.shape[-1] - 1 - np.argmax(mask[..., ::-1], axis=-1)

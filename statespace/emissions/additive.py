@@ -43,7 +43,7 @@ class _Additive(Emission):
     def _channels(self) -> int:
         return 1 if self.shares[0].ndim == 1 else self.shares[0].shape[1]
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse observations of another number of channels."""
         require_channels(self, y, self._channels)
 
@@ -167,7 +167,7 @@ class AdditivePoisson(_Additive):
         """What each chain adds in each of its states."""
         return self.rates
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse what is no count."""
         self._all().check(y)
 

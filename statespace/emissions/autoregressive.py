@@ -23,7 +23,6 @@ from statespace.emissions.gaussian import (
     require_location,
     require_scales,
     scale_support,
-    scales,
 )
 from statespace.emissions.regression import regress
 from statespace.methods.potentials import lagged
@@ -84,7 +83,7 @@ class Autoregressive(Emission):
         """How many past observations the law depends on."""
         return self.coefficients.shape[1]
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse observations of another number of channels."""
         require_channels(self, y, by_channel(self.offset).shape[1])
 
@@ -108,7 +107,7 @@ class Autoregressive(Emission):
         regressors, known = self._regressors(y, steps)
         matrix = jnp.concatenate(list(self._blocks().values()), axis=2)
         mean = jnp.einsum("td,kid->tki", regressors, matrix)
-        return log_normal(jnp.where(known[:, None], y, jnp.nan), mean, scales(self.scale))
+        return log_normal(jnp.where(known[:, None], y, jnp.nan), mean, by_channel(self.scale))
 
     def m_step(
         self,
@@ -132,7 +131,7 @@ class Autoregressive(Emission):
             regressors.reshape(len(y), -1),
             weights,
             jnp.concatenate(list(blocks.values()), axis=2),
-            scales(self.scale),
+            by_channel(self.scale),
             floor=floor,
             movable=np.concatenate(
                 [np.full(b.shape[2], name not in frozen) for name, b in blocks.items()]

@@ -37,7 +37,7 @@ class Emission(eqx.Module):
         """How many past observations the law depends on."""
         return 0
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse observations that no state can make, before anything is traced.
 
         Raises:
@@ -108,8 +108,8 @@ class IndependentChannels(Emission):
         return jnp.zeros((), dtype)
 
 
-def by_channel(value: Float[Array, "..."]) -> Float[Array, "K m"]:
-    """A parameter ``(K,)`` or ``(K, m)`` with the axis of channels."""
+def by_channel(value: Float[Array, "..."]) -> Float[Array, "K m ..."]:
+    """A parameter ``(K,)`` or ``(K, m, ...)`` with the axis of channels."""
     return value[:, None] if value.ndim == 1 else value
 
 

@@ -48,7 +48,7 @@ class Poisson(IndependentChannels):
         require_location("rate", self.rate)
         require_positive("rate", self.rate, zero=False)
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse what is no count."""
         require_channels(self, y, by_channel(self.rate).shape[1])
         require_counts("Poisson", y)
@@ -100,7 +100,7 @@ class Bernoulli(IndependentChannels):
             "probs", self.probs, lambda p: (p > 0) & (p < 1), "be strictly between 0 and 1"
         )
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse what is neither 0 nor 1."""
         require_channels(self, y, by_channel(self.probs).shape[1])
         require_values("Bernoulli", y, lambda v: (v == 0) | (v == 1), "0 or 1")
@@ -154,7 +154,7 @@ class NegativeBinomial(IndependentChannels):
         for name in ("mean", "concentration"):
             require_positive(name, getattr(self, name), zero=False)
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse what is no count."""
         require_channels(self, y, by_channel(self.mean).shape[1])
         require_counts("NegativeBinomial", y)
@@ -227,7 +227,7 @@ class Categorical(IndependentChannels):
         check_probabilities("probs", self.probs)
         self.possible = pattern(self.probs)
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse what is no label."""
         probs = self._probs()
         require_channels(self, y, probs.shape[1])

@@ -63,7 +63,7 @@ class Gaussian(Emission):
         require_location("mean", self.mean)
         require_scales("scale", self.scale, *by_channel(self.mean).shape)
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse observations of another number of channels."""
         require_channels(self, y, by_channel(self.mean).shape[1])
 
@@ -73,7 +73,7 @@ class Gaussian(Emission):
 
     def log_probs(self, y: Float[Array, "T m"], steps: Step) -> Float[Array, "T K"]:
         """Log density of every observation in every state; NaN entries are integrated out."""
-        return log_normal(y, by_channel(self.mean)[None], scales(self.scale))
+        return log_normal(y, by_channel(self.mean)[None], by_channel(self.scale))
 
     def m_step(
         self,
@@ -121,7 +121,7 @@ class StudentT(Emission):
         require_positive("degrees", self.degrees, zero=False)
         require_scales("scale", self.scale, *by_channel(self.mean).shape)
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse observations of another number of channels."""
         require_channels(self, y, by_channel(self.mean).shape[1])
 
@@ -171,7 +171,7 @@ class StudentT(Emission):
     def _quadratic(self, y: Float[Array, "T m"]) -> Any:
         seen = ~jnp.isnan(y)
         residuals = jnp.where(seen, y, 0)[:, None] - by_channel(self.mean)[None]
-        return quadratic(residuals, seen, scales(self.scale))
+        return quadratic(residuals, seen, by_channel(self.scale))
 
 
 def _degrees(excess: Float[Array, " K"], old: Float[Array, " K"]) -> Float[Array, " K"]:
@@ -199,7 +199,7 @@ def with_regression(
     frozen: frozenset[str],
 ) -> Any:
     """The emission with ``mean`` and ``scale`` from a regression on a constant."""
-    old, scale = by_channel(emission.mean), scales(emission.scale)
+    old, scale = by_channel(emission.mean), by_channel(emission.scale)
     mean, scale = regress(
         y,
         jnp.ones((len(y), 1), y.dtype),
@@ -232,11 +232,6 @@ def normal(mean: Float[Array, "..."], scale: Float[Array, "..."], *, channels: i
     if scale.ndim > mean.ndim:
         return MultivariateNormal(mean, scale_tril=scale)
     return Normal(mean, scale).to_event(channels)
-
-
-def scales(scale: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A scale with the axis of channels."""
-    return by_channel(scale)
 
 
 def at_state(scale: Float[Array, "..."], state: Any) -> Float[Array, "..."]:

@@ -64,7 +64,7 @@ class Mixture(Emission):
     def _full(self) -> bool:
         return self.scale.ndim == 4
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse observations of another number of channels."""
         require_channels(self, y, 1 if self.mean.ndim == 2 else self.mean.shape[2])
 

@@ -105,7 +105,7 @@ class Distribution(Emission):
         law = self.family(**here)
         return law.to_event(len(law.batch_shape))
 
-    def check(self, y: Float[Array, "T m"]) -> None:
+    def check(self, y: Any) -> None:
         """Refuse what is in no state's support, and rows missing in part where nothing can be left out.
 
         Raises:

@@ -157,7 +157,7 @@ def collapse(model: Any) -> str:
 
 @eqx.filter_jit
 def disperse(
-    problem: Problem, keys: PRNGKeyArray, how: str, floor: Float[Array, ""]
+    problem: Problem, keys: Array, how: str, floor: Float[Array, ""]
 ) -> dict[str, Float[Array, "starts ..."]]:
     """Values of the free parameters to start from, one set for each key.
 

@@ -111,7 +111,7 @@ class HMM(eqx.Module):
                     "`initial_probs` must be given: neither the transition nor the emission says how many "
                     "states there are."
                 )
-            return jnp.full(states, 1 / states)
+            return jnp.full(states, 1 / states, float)
         probs = as_array(given)
         if probs.ndim != 1:
             raise ValueError(f"`initial_probs` must have shape (K,), got {probs.shape}.")
