@@ -22,7 +22,7 @@ from statespace.conditionals.generators import (
 from statespace.model import Step
 from statespace.parameters import as_array, parameter
 
-_REPEATS = 50  # of learning the rates from given transitions, where one interval stands for all
+_REPEATS = 100  # of learning the rates from given transitions, where one interval stands for all
 _SETTLED = 1e-4  # relative change of the rates that is not worth going on for
 
 
@@ -158,7 +158,7 @@ class RateMatrix(FiniteTransition):
         if mask is not None:
             pairs = jnp.where(mask[..., None, None], pairs, 0)
         intervals = jnp.asarray(steps.dt)
-        repeats = _REPEATS if intervals.size == 1 else _REPEATS // 10
+        repeats = _REPEATS if intervals.size == 1 else _REPEATS // 20
 
         def goes_on(carry: tuple[Array, Array, Array]) -> Array:
             i, old, new = carry

@@ -40,9 +40,9 @@ _MISSED = (
 class JumpGibbs(eqx.Module):
     """Draw the rates of a Markov jump process from their posterior by Gibbs sampling.
 
-    A sweep has two steps, both exact: the path of the process, in continuous time, given the rates and the
-    data; and the rates given how often the path jumps and how long it stays, by conjugacy. The path is drawn
-    as a whole, by backward sampling of the states at the moments of observation and by uniformisation between
+    A sweep has two steps, both exact draws: the path of the process, in continuous time, given the rates and
+    the data; and the rates given how often it jumps and how long it stays, by conjugacy. The path is drawn as
+    a whole, by backward sampling of the states at the moments of observation and by uniformisation between
     them, independent of the path before. (The sampler of Rao & Teh 2013 redraws it on the jump times of the
     path before; that is needed for observations that never pause, and mixes more slowly.)
 
@@ -136,15 +136,19 @@ class JumpGibbs(eqx.Module):
         """
         room = _room(problem, rates)
 
+        series, inside = recordings(problem.data)
+        total = jnp.sum(jnp.where(inside, series.intervals, 0)[:, 1:])
+        exposure = (total / problem.model.transition.states).astype(rates.values.dtype)
+
         def advance(state: Sweep, count: Array) -> tuple[Sweep, Draw]:
             nonlocal room
             while True:
-                after, drawn = _advance(problem, prior, state, count, room)
+                after, drawn = _advance(problem, prior, state, exposure, count, room)
                 if not float(jnp.max(after.missed)) > _MISSED:
                     return after, drawn
                 room *= 2
 
-        state = _begin(prior, rates, keys)
+        state = _begin(problem, rates, keys)
         return in_blocks(
             advance, state, self.warmup, self.samples, _BLOCK, "Gibbs sampling", self.progress
         )
@@ -180,6 +184,10 @@ class Conjugate(eqx.Module):
         gamma = jax.random.gamma(key, self.shape + jumps)
         return rates._replace(values=gamma / (self.rate + dwell))
 
+    def switch(self, rates: Rates, likelihood: Array, *_: Any) -> tuple[Rates, Array]:
+        """Everything stays linked."""
+        return rates, likelihood
+
     def log_prob(self, rates: Rates, pairs: Any) -> Float[Array, ""]:
         """Log density of the rates."""
         from numpyro.distributions import Gamma
@@ -193,49 +201,62 @@ class Sweep(NamedTuple):
     Attributes:
         rates: the current ones, and what their prior knows.
         key: source of randomness.
+        likelihood: the log likelihood at the rates.
         missed: largest probability so far of a path that there was no room for.
         last: what is known of the last sweep.
     """
 
     rates: Rates
     key: PRNGKeyArray
+    likelihood: Float[Array, ""]
     missed: Float[Array, ""]
     last: Draw
 
 
-def _begin(prior: Any, rates: Rates, keys: PRNGKeyArray) -> Sweep:
+@eqx.filter_jit
+def _begin(problem: Problem, rates: Rates, keys: PRNGKeyArray) -> Sweep:
     def one(rates: Rates, key: PRNGKeyArray) -> Sweep:
         zero = jnp.zeros((), rates.values.dtype)
-        return Sweep(rates, key, zero, Draw(rates.values, zero, zero, zero, zero))
+        likelihood = _log_likelihood(problem, rates.values)
+        return Sweep(rates, key, likelihood, zero, Draw(rates.values, zero, zero, zero, zero))
 
     return jax.vmap(one)(rates, keys)
 
 
 @eqx.filter_jit
 def _advance(
-    problem: Problem, prior: Any, state: Sweep, count: Array, room: int
+    problem: Problem, prior: Any, state: Sweep, exposure: Array, count: Array, room: int
 ) -> tuple[Sweep, Draw]:
     """``count`` sweeps of every chain, in buffers of a fixed length."""
     pairs = numbered_pairs(problem.model.transition.edges)
 
     def sweep(state: Sweep) -> Sweep:
-        key, key_path, key_rates = jax.random.split(state.key, 3)
-        model = replace(problem.model, {RATES: state.rates.values})
+        key, key_switch, key_path, key_rates = jax.random.split(state.key, 4)
+        evaluate = lambda values: _log_likelihood(problem, values)
+        rates, _ = prior.switch(
+            state.rates, state.likelihood, evaluate, exposure, pairs, key_switch
+        )
+        model = replace(problem.model, {RATES: rates.values})
         between = _paths(model, problem, key_path, room)
         statistics = model.transition.along(between.statistics)
-        rates = prior.update(state.rates, *statistics, pairs, key_rates)
-        model = replace(problem.model, {RATES: rates.values})
-        likelihood = log_likelihood(model, problem.data, problem.method)
+        rates = prior.update(rates, *statistics, pairs, key_rates)
+        likelihood = evaluate(rates.values)
         last = Draw(
             rates.values,
-            (likelihood + prior.log_prob(rates, pairs)).astype(rates.values.dtype),
+            likelihood + prior.log_prob(rates, pairs),
             jnp.exp(rates.log_shape),
             jnp.exp(rates.log_mean),
             jnp.mean(rates.linked, dtype=rates.values.dtype),
         )
-        return Sweep(rates, key, jnp.maximum(state.missed, between.missed), last)
+        missed = jnp.maximum(state.missed, between.missed)
+        return Sweep(rates, key, likelihood, missed, last)
 
     return sweeps(jax.vmap(sweep), lambda s: s.last, state, count, _BLOCK)
+
+
+def _log_likelihood(problem: Problem, values: Float[Array, " E"]) -> Float[Array, ""]:
+    model = replace(problem.model, {RATES: values})
+    return log_likelihood(model, problem.data, problem.method).astype(values.dtype)
 
 
 def _paths(model: Any, problem: Problem, key: PRNGKeyArray, room: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 _PROPOSALS = 10  # Metropolis steps of the two hyperparameters in a sweep, of a few operations each
+_SWITCHES = 2  # pairs of states that a sweep tries to link or to part, each for one log likelihood
 
 
 class Rates(NamedTuple):
@@ -137,6 +139,56 @@ class HierarchicalGamma(eqx.Module):
         gamma = jax.random.gamma(keys[3], shape + jumps)
         values = jnp.where(linked, gamma / (shape / jnp.exp(law[1]) + dwell), 0)
         return Rates(values, law[0], law[1], link, linked)
+
+    def switch(
+        self,
+        rates: Rates,
+        likelihood: Float[Array, ""],
+        evaluate: Callable[[Array], Array],
+        exposure: Float[Array, ""],
+        pairs: np.ndarray,
+        key: PRNGKeyArray,
+    ) -> tuple[Rates, Float[Array, ""]]:
+        """Try to link or to part pairs of states, with the paths integrated out.
+
+        Given a path no link can go on which the path jumps, and a link with little use would stay for long.
+        Steps of Metropolis and Hastings between different numbers of rates (Green 1995).
+
+        Args:
+            rates: the current ones.
+            likelihood: the log likelihood at them.
+            evaluate: the log likelihood at other values.
+            exposure: a time; new rates are proposed as if no jump had been seen for so long.
+            pairs: number of the pair of states that each possible jump is between.
+            key: source of randomness.
+        """
+        if not self.sparse or not len(pairs):
+            return rates, likelihood
+        shape = jnp.exp(rates.log_shape)
+        rate = shape / jnp.exp(rates.log_mean)
+        odds = jnp.log(rates.link) - jnp.log1p(-rates.link)
+
+        def propose(i: Array, carry: tuple[Rates, Array]) -> tuple[Rates, Array]:
+            rates, likelihood = carry
+            key_pair, key_value, key_accept = jax.random.split(jax.random.fold_in(key, i), 3)
+            here = pairs == jax.random.randint(key_pair, (), 0, int(pairs.max()) + 1)
+            on = jnp.any(rates.linked & here)
+            fresh = jax.random.gamma(key_value, shape, rates.values.shape, rates.values.dtype)
+            other = jnp.where(here, jnp.where(on, 0, fresh / (rate + exposure)), rates.values)
+            joined = jnp.where(on, rates.values, other)
+            # prior of being linked, with these rates, over the density of proposing them
+            each = shape * -jnp.log1p(exposure / rate) + exposure * joined
+            gain = odds + jnp.sum(jnp.where(here, each, 0))
+            value = evaluate(other)
+            ratio = value - likelihood + jnp.where(on, -gain, gain)
+            accept = jnp.log(jax.random.uniform(key_accept, dtype=rate.dtype)) < ratio
+            linked = rates.linked ^ (here & accept)
+            values = jnp.where(accept, other, rates.values)
+            return rates._replace(values=values, linked=linked), jnp.where(
+                accept, value, likelihood
+            )
+
+        return jax.lax.fori_loop(0, _SWITCHES, propose, (rates, likelihood))
 
     def log_prob(self, rates: Rates, pairs: np.ndarray) -> Float[Array, ""]:
         """Joint log density of rates, links and law."""

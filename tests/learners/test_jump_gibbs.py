@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from compilations import compilations
+from numpyro.diagnostics import effective_sample_size
 from scipy import stats
 from scipy.special import gammaln
 
@@ -166,6 +167,33 @@ def test_hierarchical_prior_given_paths(sparse):
         mean = np.einsum("ij,ije->e", weight, (a + n) / (b + r)) / weight.sum()
     error = kept.std(axis=0) / np.sqrt(len(kept) / 20)  # successive draws are alike
     assert np.all(np.abs(kept.mean(axis=0) - mean) < 4 * error)
+
+
+def test_where_nothing_is_seen_the_prior_is_drawn():
+    """Observations that are the same in all states: links, rates and their law have their prior."""
+    model = ss.MarkovJumpProcess(np.ones((3, 3)), ss.emissions.Gaussian(np.zeros(3), np.ones(3)))
+    series = ss.Series(np.zeros(6), times=[0.0, 0.3, 0.5, 1.2, 1.3, 2.0])
+    prior = ss.HierarchicalGamma(shape=2.0, shape_spread=0.4, mean=1.0, mean_spread=0.5)
+    fit = ss.fit(
+        ss.freeze(model, "emission"),
+        series,
+        learner=ss.JumpGibbs(warmup=100, samples=1500, chains=4),
+        priors={NAME: prior},
+        key=jax.random.key(5),
+    )
+    drawn = {k: np.asarray(v) for k, v in fit.statistics.items()}
+    rates = fit.draws[NAME]
+    for values, mean in (
+        (np.log(drawn["rate_shape"]), np.log(2.0)),
+        (np.log(drawn["rate_mean"]), 0.0),
+        (np.log(drawn["rate_shape"]) ** 2, np.log(2.0) ** 2 + 0.4**2),
+        (np.log(drawn["rate_mean"]) ** 2, 0.5**2),
+        (drawn["linked"], 0.5),
+        (drawn["linked"] ** 2, 0.5 * (1 / 9 + 4 / 9 + 1) / 2),  # 0 … 3 links, equally likely
+        (rates.mean(axis=-1), 0.5 * np.exp(0.5**2 / 2)),
+    ):
+        error = values.std() / np.sqrt(effective_sample_size(values))
+        assert abs(values.mean() - mean) < 4 * error
 
 
 def test_sparse_prior_finds_the_links():
