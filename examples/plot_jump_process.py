@@ -107,8 +107,8 @@ plt.show()
 # -----------------------
 # The data are few for 30 rates, and many of these may be zero. A hierarchical prior says just that: rates are
 # alike, drawn from a law that is learned with them, and two states may have no jumps between them at all.
-# ``JumpGibbs`` draws whole paths and rates in turn from their joint posterior. These are few draws, for a page
-# that is made in a minute; the warning says so.
+# ``JumpGibbs`` draws whole paths and rates in turn from their joint posterior. These are few draws, for a
+# page that is made in a minute; the warning says so.
 
 draws = ss.fit(
     ss.freeze(fit.model, "emission"),
