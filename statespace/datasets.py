@@ -387,7 +387,8 @@ DATASETS = {
     ),
     "rat_decisions": Dataset(
         "Choices of a rat that compares two sounds: 20,000 trials in 80 sessions.",
-        "Akrami et al. (2018), Nature 554, 368–372 (rat W053); in PsyTrack (MIT), Roy et al. (2021), Neuron 109.",
+        "Akrami et al. (2018), Nature 554, 368–372 (rat W053); in PsyTrack (MIT), Roy et al. (2021), "
+        "Neuron 109.",
         _read_rat_decisions,
         {
             "rat_decisions.csv.gz": PackageFile(

@@ -59,7 +59,8 @@ class Durations(eqx.Module):
         def gain(values: dict[str, Array]) -> Array:
             logs = replace(self, values).log_moves()
             counts = (hold, onward, leave)
-            return sum(jnp.sum(_times(n, log)) for n, log in zip(counts, logs, strict=True))
+            each = [jnp.sum(_times(n, log)) for n, log in zip(counts, logs, strict=True)]
+            return jnp.sum(jnp.stack(each))
 
         seen = jnp.sum(hold + onward + leave, axis=1) > 0
         old = parameters(self)
@@ -151,8 +152,8 @@ class Pascal(Durations):
         Johnson & Willsky (2013), Bayesian nonparametric hidden semi-Markov models, section 4.
     """
 
-    leave: Float[Array, " K"] = parameter("unit_interval")
     stages: tuple[int, ...] = eqx.field(static=True)
+    leave: Float[Array, " K"] = parameter("unit_interval")
 
     def __init__(self, leave: Any, stages: Any):
         self.leave = as_array(leave)
@@ -167,7 +168,7 @@ class Pascal(Durations):
     @property
     def mean(self) -> Float[Array, " K"]:
         """Expected duration of a stay in each state."""
-        return np.asarray(self.stages) / self.leave
+        return jnp.asarray(self.stages) / self.leave
 
     def log_moves(self) -> tuple[Float[Array, "K D"], Float[Array, "K D"], Float[Array, "K D"]]:
         """Log probability to stay in each stage, to go on to the next, and to leave the state."""

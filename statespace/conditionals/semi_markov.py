@@ -44,7 +44,7 @@ class SemiMarkovKernel(FiniteTransition):
 
     possible: Any = eqx.field(static=True)
     probs: Float[Array, "K K"] = parameter(sparse_simplex, of_owner=True)
-    durations: Durations
+    durations: Durations = eqx.field(default=None)
 
     def __init__(self, probs: Any, durations: Durations):
         self.probs, self.durations = as_array(probs), durations

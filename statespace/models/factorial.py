@@ -16,8 +16,8 @@ class FactorialHMM(eqx.Module):
     """Several hidden chains that move independently and are seen through one observation.
 
     A state is a tuple of one state of each chain, numbered with the last chain running fastest;
-    ``posterior.factor(i)`` is the posterior of chain i. Exact: the work grows with the square of the product of
-    the numbers of states.
+    ``posterior.factor(i)`` is the posterior of chain i. Exact: the work grows with the square of the product
+    of the numbers of states.
 
     Args:
         initial_probs: for each chain the probabilities of its first state, shape ``(K_i,)``.

@@ -50,9 +50,9 @@ class HiddenSemiMarkov(eqx.Module):
 
     possible: Any = eqx.field(static=True)
     initial_probs: Float[Array, " K"] = parameter(sparse_simplex, of_owner=True)
-    transition: SemiMarkovKernel
-    emission: Any
-    state_names: tuple[str, ...] | None = eqx.field(static=True)
+    transition: SemiMarkovKernel = eqx.field(default=None)
+    emission: Any = eqx.field(default=None)
+    state_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
 
     def __init__(
         self,
