@@ -26,7 +26,9 @@ def switching(lengths=(400, 700, 500)):
     sessions, states = [], []
     for i, length in enumerate(lengths):
         u = np.random.default_rng(i).normal(size=(length, 2))
-        drawn = ss.simulate(model, ss.Series.unobserved(np.arange(length), u), key=jax.random.key(i))
+        drawn = ss.simulate(
+            model, ss.Series.unobserved(np.arange(length), u), key=jax.random.key(i)
+        )
         sessions.append(ss.Series(drawn.y, inputs=u))
         states.append(np.asarray(drawn.states))
     return model, sessions, states
@@ -159,7 +161,9 @@ def test_starting_weights_differ_by_key_and_by_state():
     one, two = (ss.GLMHMM(3, inputs=4, key=jax.random.key(i)) for i in (1, 2))
     assert np.abs(one.weights - two.weights).min() > 0
     assert np.abs(one.weights[0] - one.weights[1]).min() > 0
-    np.testing.assert_array_equal(one.weights, ss.GLMHMM(3, inputs=4, key=jax.random.key(1)).weights)
+    np.testing.assert_array_equal(
+        one.weights, ss.GLMHMM(3, inputs=4, key=jax.random.key(1)).weights
+    )
     assert np.ptp(ss.GLMHMM(3).bias) > 0  # without regressors the states differ in their bias
     np.testing.assert_allclose(one.transition_matrix.sum(axis=1), 1)
     np.testing.assert_allclose(jnp.diagonal(one.transition_matrix), 0.95)
@@ -172,7 +176,9 @@ def test_other_families_fit(family):
     z = np.repeat([0, 1, 0], 100)
     if family == "categorical":
         draw = rng.random(300)
-        y = np.where(u[:, 0] * np.where(z == 0, 3, -3) + rng.logistic(size=300) > 0, 2.0, draw < 0.5)
+        y = np.where(
+            u[:, 0] * np.where(z == 0, 3, -3) + rng.logistic(size=300) > 0, 2.0, draw < 0.5
+        )
         model = ss.GLMHMM(2, family=family, categories=3, inputs=1)
     else:
         y = np.where(z == 0, 2.0, -2.0) * u[:, 0] + 0.3 * rng.normal(size=300)
