@@ -111,8 +111,7 @@ def test_a_batch_of_recordings_with_shared_parameters(states):
 
 
 @FORMS
-@pytest.mark.parametrize("states", [1, 3, 11])
-@pytest.mark.parametrize("moments", [1, 2])
+@pytest.mark.parametrize(("states", "moments"), [(1, 1), (1, 2), (3, 1), (11, 2)])
 def test_one_state_and_one_moment(states, moments, parallel):
     arrays = enumeration.random_chain(0, states, moments)
     chain, paths = chain_of(arrays), enumeration.Paths(*arrays)
@@ -141,6 +140,17 @@ def test_one_state_and_one_moment(states, moments, parallel):
     close(slopes.initial, paths.marginals()[0] / arrays[0])
     close(jnp.sum(slopes.transitions, axis=0) * arrays[1][0], paths.pairs().sum(0))
     assert drawn.shape == (3, moments)
+
+
+@pytest.mark.parametrize("states", [2, 4, 5])
+@pytest.mark.parametrize("moments", [2, 3, 6, 7])
+def test_the_evidence_alone_is_that_of_the_filter(states, moments):
+    """It is found by a loop of its own, for few states by two moments at once."""
+    chain = chain_of(enumeration.random_chain(10, states, moments, spread=5.0))
+    chain = chain._replace(potentials=chain.potentials.at[1].set(-jnp.inf))
+    filtered, alone = jax.jit(lambda c: (finite.filter(c).pointwise, finite.pointwise(c)))(chain)
+    assert alone[1] == -np.inf
+    close(alone, filtered, 1e-13)
 
 
 @FORMS

@@ -8,7 +8,7 @@ axes, of length one where an array is shared.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float
 from statespace.chains.finite import algebra
 from statespace.chains.finite.types import Chain
 from statespace.chains.moments import scan_moments
+
+_PAIRED = 4  # states up to which two moments at once stay within one native kernel
 
 
 class Forward(NamedTuple):
@@ -49,28 +51,30 @@ def forward(chain: Chain, check: bool) -> Forward:
     ``extreme`` is found out only if ``check``; it can be true only where :func:`needs_check`.
     """
     chain = _full(chain)
-    linear = _to_linear(chain)
-    later = _forward(linear.first, chain.transitions, linear.later)
-    predicted = jnp.concatenate([chain.initial[None], later])
-    joint = predicted * linear.weights
-    total = algebra.total(joint, axis=1)
-    scale = (1 / _positive(total))[:, None]
-    pointwise = jnp.where(linear.void, -jnp.inf, algebra.log(total) + linear.height)
+    first, later = _to_linear(chain)
+    law = first.weights * chain.initial
+    start = _absorb(chain.initial, first, 0)
+    moved = _forward(law / _positive(algebra.total(law)), chain.transitions, later.weights)
+    rest = _absorb(moved, later, 1)
+    predicted = jnp.concatenate([chain.initial[None], moved])
+    filtered, weights, pointwise, joint, total = (
+        jnp.concatenate([a[None], b]) for a, b in zip(start, rest, strict=True)
+    )
     extreme = jnp.zeros(total.shape[1:], bool)
     if check:
         extreme = jnp.any(total == 0, axis=0) | _excess(chain.initial, chain.potentials)
         extreme = extreme | scarce(chain.transitions, chain.potentials, predicted, joint)
-    return Forward(predicted, joint * scale, linear.weights * scale, pointwise, extreme)
+    return Forward(predicted, filtered, weights, pointwise, extreme)
 
 
 def evidence(chain: Chain) -> Float[Array, " T"]:
     """``pointwise`` of :func:`forward` alone, without a check."""
     chain = _full(chain)
-    linear = _to_linear(chain)
-    start = algebra.total(chain.initial * linear.weights[0])
-    later = _totals(linear.first, chain.transitions, linear.later)
-    totals = algebra.log(jnp.concatenate([start[None], later]))
-    return jnp.where(linear.void, -jnp.inf, totals + linear.height)
+    first, later = _to_linear(chain)
+    law = first.weights * chain.initial
+    start = algebra.total(law)
+    totals = _totals(law / _positive(start), chain.transitions, later.weights)
+    return jnp.concatenate([_evidence(start, first)[None], _evidence(totals, later)])
 
 
 def needs_check(chain: Chain) -> Bool[Array, ""]:
@@ -88,37 +92,48 @@ def _full(chain: Chain) -> Chain:
 
 
 class Linear(NamedTuple):
-    """The potentials on a linear scale.
+    """Potentials on a linear scale, of the first moment or of all later ones.
 
     Attributes:
         weights: ``exp(potentials - height)``.
-        later: those from the second moment on.
-        first: the filtered law of the first moment.
         height: the log of each moment's scale.
         void: moments at which every state is impossible; they say nothing of the states.
     """
 
-    weights: Float[Array, "T K"]
-    later: Float[Array, "T-1 K"]
-    first: Float[Array, " K"]
-    height: Float[Array, " T"]
-    void: Bool[Array, " T"]
+    weights: Float[Array, "*T K"]
+    height: Float[Array, "*T"]
+    void: Bool[Array, "*T"]
 
 
-def _to_linear(chain: Chain) -> Linear:
-    initial, _, potentials = chain
-    cap = jnp.log(largest(potentials.dtype))
-    prior = _first_height(initial, potentials)
-    peaks = jnp.concatenate([prior[None], algebra.peak(potentials[1:], axis=1)])
-    peaks = jax.lax.stop_gradient(peaks)
-    void = jnp.isneginf(peaks)
-    height = jnp.where(void, 0, peaks)
-    first = jnp.exp(jnp.minimum(potentials[0] - height[0], cap)) + void[0]
-    # a sum, because XLA:CPU vectorises no exponential inside a choice
-    later = jnp.exp(potentials[1:] - height[1:, None]) + void[1:, None]
-    law = initial * first
-    law = law / _positive(algebra.total(law))
-    return Linear(jnp.concatenate([first[None], later]), later, law, height, void)
+def _to_linear(chain: Chain) -> tuple[Linear, Linear]:
+    # the first moment stays apart: XLA:CPU does not vectorise what it fuses with a concatenation
+    cap = jnp.log(largest(chain.potentials.dtype))
+    height, void = _level(_first_height(chain.initial, chain.potentials))
+    first = jnp.exp(jnp.minimum(chain.potentials[0] - height, cap)) + void
+    heights, voids = _level(algebra.peak(chain.potentials[1:], axis=1))
+    # a sum, because it vectorises no exponential inside a choice either
+    later = jnp.exp(chain.potentials[1:] - heights[:, None]) + voids[:, None]
+    return Linear(first, height, void), Linear(later, heights, voids)
+
+
+def _level(peak: Array) -> tuple[Array, Array]:
+    peak = jax.lax.stop_gradient(peak)
+    void = jnp.isneginf(peak)
+    return jnp.where(void, 0, peak), void
+
+
+def _absorb(
+    predicted: Array, linear: Linear, axis: int
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Filtered law, weights over their expectation, the log of that; joint weights and their sum."""
+    joint = predicted * linear.weights
+    total = algebra.total(joint, axis)
+    scale = jnp.expand_dims(1 / _positive(total), axis)
+    return joint * scale, linear.weights * scale, _evidence(total, linear), joint, total
+
+
+def _evidence(total: Array, linear: Linear) -> Array:
+    return jnp.where(linear.void, -jnp.inf, algebra.log(total) + linear.height)
 
 
 def _first_height(initial: Array, potentials: Array) -> Array:
@@ -189,14 +204,41 @@ def _forward(first: Array, transitions: Array, linear: Array) -> Array:
 
 def _totals(first: Array, transitions: Array, linear: Array) -> Array:
     """Expectations of the weights under the predicted laws, from the second moment on."""
+    if len(first) <= _PAIRED and len(transitions) == 1 and len(linear) > 1:
+        return _totals_in_pairs(first, transitions[0], linear)
 
-    def step(joint: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(carry: tuple[Array, Array], at: tuple[Array, Array]) -> tuple[Any, Array]:
+        joint, total = carry
         matrix, weight = at
+        joint = algebra.vecmat(joint, matrix) * (1 / _positive(total)) * weight
         total = algebra.total(joint)
-        return algebra.vecmat(joint, matrix) * (1 / _positive(total)) * weight, total
+        return (joint, total), total
 
-    last, totals = scan_moments(step, first, (transitions, linear), linear.shape[0])
-    return jnp.concatenate([totals, algebra.total(last)[None]])[1:]
+    start = (first, algebra.total(first))
+    return scan_moments(step, start, (transitions, linear), len(linear))[1]
+
+
+def _totals_in_pairs(first: Array, matrix: Array, linear: Array) -> Array:
+    """The same, scaling at every other moment: the division takes as long as the rest of a step.
+
+    Two moments cannot underflow: with dense transitions each has more than ``sqrt(floor)``.
+    """
+    pairs = linear[: len(linear) // 2 * 2].reshape(-1, 2, *linear.shape[1:])
+
+    def step(carry: tuple[Array, Array], weights: Array) -> tuple[Any, tuple[Array, Array]]:
+        joint, total = carry
+        once = algebra.vecmat(joint, matrix) * (1 / _positive(total)) * weights[0]
+        twice = algebra.vecmat(once, matrix) * weights[1]
+        total = algebra.total(twice)
+        return (twice, total), (algebra.total(once), total)
+
+    start = (first, algebra.total(first))
+    (joint, total), (one, both) = jax.lax.scan(step, start, pairs)
+    totals = jnp.stack([one, both / _positive(one)], axis=1).reshape(-1, *one.shape[1:])
+    if len(linear) % 2 == 0:
+        return totals
+    joint = algebra.vecmat(joint, matrix) * (1 / _positive(total)) * linear[-1]
+    return jnp.concatenate([totals, algebra.total(joint)[None]])
 
 
 def _backward(transitions: Array, weights: Array) -> Float[Array, "T K"]:
