@@ -83,6 +83,18 @@ def seconds(op: str, over: str | None = None) -> Callable[[Rows], Iterable[Measu
     return measure
 
 
+def multiples(op: str, of: str) -> Callable[[Rows], Iterable[Measured]]:
+    """Our time for one op in units of our time for another."""
+
+    def measure(rows: Rows) -> Iterable[Measured]:
+        ours = {(r["op"], r["size"]): r["key"] for r in rows if r["column"] == OURS}
+        for (name, size), value in ours.items():
+            if name == op and (of, size) in ours:
+                yield Measured(size, value / ours[of, size])
+
+    return measure
+
+
 def states(low: int, high: int) -> Callable[[dict], bool]:
     return lambda row: low <= row["n"] <= high
 
@@ -91,6 +103,7 @@ def case(shared: bool, gaps: bool) -> Callable[[dict], bool]:
     return lambda row: row["shared"] is shared and row["gaps"] is gaps
 
 
+_ANY = states(1, 10**6)
 _FORWARD = ("loglik", "filter")
 _STEADY = "statsmodels (steady state)"
 _COMPLETE = "dynamax on complete data"
@@ -143,6 +156,10 @@ GOALS = (
         "x",
         ratios(_FORWARD, case(False, True), against=_COMPLETE),
     ),
+    Goal("hmm", "log likelihood and smoother", 1.0, "x", ratios(("loglik", "smoother"), _ANY)),
+    Goal("hmm", "most probable path", 1.1, "x", ratios(("viterbi",), _ANY)),
+    Goal("hmm", "gradient", 0.7, "x", ratios(("grad",), _ANY)),
+    Goal("hmm", "E-steps of 20 starts, in single ones", 5.0, "x", multiples("starts", "counts")),
     Goal(
         "em", "EM iteration", 0.4, "x", ratios(("iteration",), lambda row: True, against="dynamax")
     ),
