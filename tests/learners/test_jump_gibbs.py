@@ -89,6 +89,7 @@ def flipping():
     return model, data, np.stack([a, b], axis=1), weights / weights.sum()
 
 
+@pytest.mark.filterwarnings("ignore::statespace.learners.result.ConvergenceWarning")
 def test_gibbs_and_nuts_have_the_posterior_of_the_grid(flipping):
     model, data, points, weights = flipping
     mean = weights @ points
@@ -169,6 +170,7 @@ def test_hierarchical_prior_given_paths(sparse):
     assert np.all(np.abs(kept.mean(axis=0) - mean) < 4 * error)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_seen_the_prior_is_drawn():
     """Observations that are the same in all states: links, rates and their law have their prior."""
     model = ss.MarkovJumpProcess(np.ones((3, 3)), ss.emissions.Gaussian(np.zeros(3), np.ones(3)))
@@ -196,6 +198,7 @@ def test_where_nothing_is_seen_the_prior_is_drawn():
         assert abs(values.mean() - mean) < 4 * error
 
 
+@pytest.mark.filterwarnings("ignore::statespace.learners.result.ConvergenceWarning")
 def test_sparse_prior_finds_the_links():
     """A ring of four states among all twelve jumps: the rates across are put to zero."""
     ring = np.roll(np.eye(4), 1, axis=1)
@@ -205,14 +208,13 @@ def test_sparse_prior_finds_the_links():
     start = ss.MarkovJumpProcess(np.ones((4, 4)))
     learner = ss.JumpGibbs(warmup=50, samples=200, chains=2)
     prior = {NAME: ss.HierarchicalGamma()}
-    with pytest.warns(ss.ConvergenceWarning):  # 200 draws
-        fit = ss.fit(
-            start,
-            ss.Series(y.astype(float), times=times),
-            learner=learner,
-            priors=prior,
-            key=jax.random.key(1),
-        )
+    fit = ss.fit(
+        start,
+        ss.Series(y.astype(float), times=times),
+        learner=learner,
+        priors=prior,
+        key=jax.random.key(1),
+    )
     linked = (fit.draws[NAME] > 0).mean(axis=(0, 1))
     for (i, j), share in zip(start.transition.edges, linked):
         assert share > 0.99 if (i - j) % 2 else share < 0.3
