@@ -37,7 +37,11 @@ class Bends(NamedTuple):
 
 
 def bends(hessian: Float[np.ndarray, "p p"], value: float, eps: float) -> Bends:
-    """The curvature of a loss of size ``value``, apart from what rounding makes of it."""
+    """The curvature of a loss of size ``value``, apart from what rounding makes of it.
+
+    Where a second derivative could not be computed, nothing is known of the curvature: it counts as flat.
+    """
+    hessian = np.where(np.isfinite(hessian), hessian, 0.0)
     noise = 1e3 * eps * max(1.0, abs(value))
     size = np.abs(np.diag(hessian))
     scale = 1.0 / np.sqrt(np.maximum(size, noise))
