@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.conditionals.finite import FiniteTransition
@@ -53,11 +54,23 @@ def method_for(model: Any, method: Any = None) -> Any:
     """
     check_model(model)
     if method is None:
-        finite = isinstance(model.transition, FiniteTransition)
-        return ForwardBackward() if finite else Kalman()
+        return ForwardBackward() if _is_finite(model) else Kalman()
     if isinstance(method, type) or not isinstance(method, Method):
         raise TypeError(
             "`method` must be a method such as Kalman() or ForwardBackward(), got "
             f"{method!r}{'; call it to make one' if isinstance(method, type) else ''}."
         )
     return method
+
+
+_FINITE: dict[Any, bool] = {}
+"""By the structure of a model, whether its states are finite: nothing of it is then built in a later call."""
+
+
+def _is_finite(model: Any) -> bool:
+    structure = jax.tree.structure(model)
+    if jax.tree_util.treedef_is_leaf(structure):  # no pytree, which says nothing of what is inside
+        return isinstance(model.transition, FiniteTransition)
+    if structure not in _FINITE:
+        _FINITE[structure] = isinstance(model.transition, FiniteTransition)
+    return _FINITE[structure]
