@@ -16,6 +16,7 @@ from statespace.conditionals.jump import RateMatrix
 from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.finite_forecast import MixtureForecast
 from statespace.finite_posterior import FinitePosterior
+from statespace.functionals import Additive
 from statespace.learners.em import EM
 from statespace.learners.fit import fit
 from statespace.learners.gibbs import Gibbs
@@ -97,6 +98,7 @@ __all__ = [
     "GLMHMM",
     "HMM",
     "NUTS",
+    "Additive",
     "AffineGaussian",
     "Categorical",
     "ConstantAcceleration",

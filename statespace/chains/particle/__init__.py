@@ -1,0 +1,1 @@
+"""Particle recursions: propagate, weigh, resample. Arrays and pure functions only."""
