@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from statespace.chains.gaussian import diffuse
 from statespace.chains.gaussian.covariances import predict
 from statespace.chains.gaussian.step import evidence, gains, move
-from statespace.methods.kalman import Kalman, initial_law, linear, noise
+from statespace.methods.gaussian_lowering import initial_law, linear, noise
+from statespace.methods.kalman import Kalman
 from statespace.model import Step
 
 

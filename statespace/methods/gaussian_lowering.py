@@ -1,0 +1,158 @@
+"""From Gaussian and affine conditionals to the arrays of a Gaussian chain."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from statespace.chains import gaussian
+from statespace.conditionals.affine import AffineGaussian, Gaussian, psd_factor
+from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.model import Step
+from statespace.series import Series
+
+
+def widened(
+    initial: Gaussian, moves: AffineGaussian, sees: AffineGaussian, form: gaussian.Form
+) -> Array:
+    """The initial noise, with a finite variance in the diffuse directions.
+
+    Any will do, because the flat prior absorbs it. One of the size of the other noises keeps the first
+    predictions from being (nearly) singular when the observation noise is small or absent, and what is
+    left after the flat directions are integrated out from being a difference of large numbers.
+    """
+    first = noise(initial, form)
+    if initial.diffuse is None:
+        return first
+    variances = [
+        jnp.max(jnp.abs(jnp.diagonal(part @ part.T if form == "sqrt" else part)), initial=0.0)
+        for part in (noise_over_time(moves, form)[0], noise_over_time(sees, form)[0])
+    ]
+    size = jax.lax.stop_gradient(jnp.maximum(*variances))
+    size = jnp.where(size > 0, size, 1.0)
+    if form == "sqrt":
+        return jnp.concatenate([first, jnp.sqrt(size) * initial.diffuse], axis=1)
+    return first + size * initial.diffuse @ initial.diffuse.T
+
+
+def observed(sees: AffineGaussian, noise: Array, series: Series) -> gaussian.Observed:
+    """Potentials of the observations, masked unless the recording is known to be complete."""
+    y = series.channels
+    if series.complete is True:
+        return gaussian.Observed(sees.matrix, sees.offset, noise, y)
+    mask = ~jnp.isnan(y)
+    return gaussian.Observed(sees.matrix, sees.offset, noise, jnp.where(mask, y, 0), mask)
+
+
+def noise(law: Any, form: gaussian.Form) -> Array:
+    """The noise of one conditional as the form wants it."""
+    if form == "covariance":
+        if law.covariance is not None:
+            return law.covariance
+        return jnp.diag(law.scale**2) if law.scale.ndim == 1 else law.scale @ law.scale.T
+    if law.covariance is not None:
+        return psd_factor(law.covariance)
+    return jnp.diag(law.scale) if law.scale.ndim == 1 else law.scale
+
+
+def noise_over_time(law: AffineGaussian, form: gaussian.Form) -> Array:
+    """The same with a leading axis of time."""
+    parts = (law.scale, law.covariance)
+    return jax.vmap(lambda part: noise(_Noise(*part), form))(parts)
+
+
+class _Noise(NamedTuple):
+    scale: Array | None
+    covariance: Array | None
+
+
+def linear(model: Any, name: str) -> Any:
+    """The named conditional, if it can be made affine Gaussian at every step."""
+    conditional = getattr(model, name, None)
+    if conditional is None:
+        raise TypeError(
+            f"a model needs the three attributes initial, transition and observation; "
+            f"{type(model).__name__} has no `{name}`."
+        )
+    if name == "observation" and isinstance(conditional, LinearDiffusion):
+        raise TypeError(
+            "Kalman does not fit this model: its `observation` is a LinearDiffusion, which says how a state "
+            "moves over an interval; exact inference needs an AffineGaussian there."
+        )
+    if not hasattr(conditional, "at"):
+        kinds = "AffineGaussian" + (" or LinearDiffusion" if name == "transition" else "")
+        raise TypeError(
+            f"Kalman does not fit this model: its `{name}` is a {type(conditional).__name__}, of which "
+            f"nothing is known but the distributions that it returns; exact inference needs {kinds}."
+        )
+    return conditional
+
+
+def initial_law(model: Any, step: Step) -> Gaussian:
+    """The initial law as a Gaussian: given as one, or as a NumPyro normal distribution."""
+    law = getattr(model, "initial", None)
+    if law is None:
+        raise TypeError(
+            f"{type(model).__name__} has no `initial`: a model needs all three conditionals."
+        )
+    if isinstance(law, Gaussian):
+        return law
+    import numpyro.distributions as dist
+
+    law = law if isinstance(law, dist.Distribution) else law(step)
+    base = law
+    while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):
+        base = base.base_dist
+    if isinstance(base, dist.MultivariateNormal) and law.batch_shape == ():
+        return Gaussian(base.loc, base.scale_tril)
+    if isinstance(base, dist.Normal) and len(law.event_shape) == 1 and law.batch_shape == ():
+        shape = law.event_shape
+        return Gaussian(jnp.broadcast_to(base.loc, shape), jnp.broadcast_to(base.scale, shape))
+    raise TypeError(
+        f"Kalman does not fit this model: its `initial` is {type(law).__name__} with batch shape "
+        f"{law.batch_shape} and event shape {law.event_shape}; exact inference needs "
+        "statespace.Gaussian, MultivariateNormal or Normal(...).to_event(1) over a state of shape (n,)."
+    )
+
+
+def check_shapes(
+    initial: Gaussian, transition: Any, observation: Any, series: Series, step: Step
+) -> None:
+    """Refuse conditionals that do not fit each other or the recording, before anything is traced."""
+    n = initial.mean.shape[0]
+    m = series.channels.shape[1]
+    for name, conditional, rows in (("transition", transition, n), ("observation", observation, m)):
+        here = _shapes_at(name, conditional, step)
+        if here.matrix.shape == (rows, n):
+            continue
+        if name == "observation" and here.matrix.shape[-1] == n:
+            raise ValueError(
+                f"the data have {m} channel{'s' * (m != 1)} (shape {series.y.shape}), but `observation` of "
+                f"the model gives {here.matrix.shape[0]} (its matrix has shape {here.matrix.shape})."
+            )
+        raise ValueError(
+            f"`{name}` of the model has a matrix of shape {here.matrix.shape}, but `initial` says that the "
+            f"state has {n} coordinates: expected ({rows}, {n})."
+        )
+    q = 0 if initial.diffuse is None else initial.diffuse.shape[1]
+    if series.channels.size < q:
+        raise ValueError(
+            f"`y` of shape {series.y.shape} cannot determine the {q} diffuse directions of `initial`: "
+            "record more moments, or give them a proper prior, `Gaussian(mean, scale)`."
+        )
+
+
+def _shapes_at(name: str, conditional: Any, step: Step) -> Any:
+    """Shapes of a conditional at one step; what fails for want of inputs says so."""
+    try:
+        return jax.eval_shape(conditional.at, step)
+    except Exception as error:
+        if step.inputs is not None:
+            raise
+        raise ValueError(
+            f"`{name}` of the model cannot be evaluated on a recording without inputs ({error}); if it reads "
+            "`step.inputs`, give them with the data: `Series(y, inputs=...)`."
+        ) from error
