@@ -14,13 +14,16 @@ from statespace.conditionals.finite import (
 )
 from statespace.conditionals.jump import RateMatrix
 from statespace.conditionals.semi_markov import SemiMarkovKernel
+from statespace.conditionals.switching import RegimeState, Switching
 from statespace.finite_forecast import MixtureForecast
 from statespace.finite_posterior import FinitePosterior
 from statespace.functionals import Additive
 from statespace.learners.em import EM
 from statespace.learners.fit import fit
 from statespace.learners.gibbs import Gibbs
+from statespace.learners.iterated_filtering import IteratedFiltering
 from statespace.learners.jump_gibbs import JumpGibbs
+from statespace.learners.marginal_metropolis import ParticleMarginalMetropolis
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
 from statespace.learners.one_hot import OneHot, OneHotResult
@@ -33,16 +36,21 @@ from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
+from statespace.models.bearings import BearingsOnly
 from statespace.models.components import Contribution
 from statespace.models.dynamic_factor import DynamicFactor
+from statespace.models.epidemic import SIR
 from statespace.models.factorial import FactorialHMM
 from statespace.models.glm_hmm import GLMHMM
 from statespace.models.hmm import HMM
 from statespace.models.jump import MarkovJumpProcess
 from statespace.models.jump_paths import JumpPaths
 from statespace.models.linear_gaussian import LinearGaussian
+from statespace.models.nonlinear_growth import NonlinearGrowth
+from statespace.models.populations import LotkaVolterra, ThetaLogistic
 from statespace.models.regression import Regression
 from statespace.models.semi_markov import HiddenSemiMarkov
+from statespace.models.spikes import SpikeCounts
 from statespace.models.structural import (
     Cycle,
     Irregular,
@@ -57,6 +65,7 @@ from statespace.models.tracking import (
     IntegratedOrnsteinUhlenbeck,
     OrnsteinUhlenbeck,
 )
+from statespace.models.volatility import StochasticVolatility
 from statespace.panels import PanelPosterior
 from statespace.parameters import (
     constant,
@@ -98,8 +107,10 @@ __all__ = [
     "GLMHMM",
     "HMM",
     "NUTS",
+    "SIR",
     "Additive",
     "AffineGaussian",
+    "BearingsOnly",
     "Categorical",
     "ConstantAcceleration",
     "ConstantVelocity",
@@ -126,6 +137,7 @@ __all__ = [
     "HierarchicalGamma",
     "IntegratedOrnsteinUhlenbeck",
     "Irregular",
+    "IteratedFiltering",
     "JumpGibbs",
     "JumpPaths",
     "Kalman",
@@ -133,10 +145,12 @@ __all__ = [
     "LinearGaussian",
     "LocalLevel",
     "LocalLinearTrend",
+    "LotkaVolterra",
     "MarkovJumpProcess",
     "MaximumLikelihood",
     "MixtureForecast",
     "Model",
+    "NonlinearGrowth",
     "ObservationDistribution",
     "OneHot",
     "OneHotResult",
@@ -145,8 +159,10 @@ __all__ = [
     "OrnsteinUhlenbeck",
     "Panel",
     "PanelPosterior",
+    "ParticleMarginalMetropolis",
     "PosteriorResult",
     "RateMatrix",
+    "RegimeState",
     "Regression",
     "Score",
     "Seasonal",
@@ -155,9 +171,13 @@ __all__ = [
     "Signal",
     "Simulation",
     "SoftmaxKernel",
+    "SpikeCounts",
     "StateSpaceModel",
     "Step",
+    "StochasticVolatility",
     "Structural",
+    "Switching",
+    "ThetaLogistic",
     "compare",
     "config",
     "constant",

@@ -27,7 +27,7 @@ def states_and_observations(
         first: the first state, in place of a draw from ``initial``.
 
     Returns:
-        States ``(T, ...)`` and observations ``(T, m)``.
+        States ``(T, ...)``, or a pytree of them, and observations ``(T, m)``.
 
     Raises:
         ValueError: if the initial law is diffuse and no first state is given.
@@ -43,7 +43,7 @@ def states_and_observations(
     else:
         first = aggregates.entrance(aggregate, first)
 
-    lags = getattr(model.observation, "lags", 0)
+    lags = max(getattr(part, "lags", 0) for part in (model.observation, model.transition))
 
     def observe(x: Array, step: Any, key: Array, past: Array | None) -> Array:
         step = step if past is None else step._replace(history=past)
@@ -53,7 +53,9 @@ def states_and_observations(
     def move(carry: tuple, at: tuple) -> tuple[tuple, tuple[Array, Array]]:
         x, past = carry
         step, k1, k2 = at
-        x = model.transition(x, step).sample(k1).astype(x.dtype)
+        before = step if past is None else step._replace(history=past)
+        drawn = model.transition(x, before).sample(k1)
+        x = jax.tree.map(lambda new, old: new.astype(old.dtype), drawn, x)
         y = observe(x, step, k2, past)
         return (x, _remember(past, y)), (x, y)
 
@@ -64,8 +66,8 @@ def states_and_observations(
     later = jax.tree.map(lambda x: x[1:], steps)
     begin = (first, _remember(past, y0))
     _, (states, y) = jax.lax.scan(move, begin, (later, keys[2::2], keys[3::2]))
-    states = aggregates.whole(aggregate, jnp.concatenate([first[None], states]))
-    return states, jnp.concatenate([y0[None], y])
+    joined = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
+    return aggregates.whole(aggregate, joined), jnp.concatenate([y0[None], y])
 
 
 def _remember(past: Array | None, y: Array) -> Array | None:

@@ -125,5 +125,22 @@ def require_scale(name: str, value: Array, d: int) -> None:
         )
 
 
+def require_reverting(model: Any) -> None:
+    """Refuse parameters of a hidden first-order autoregression that are no scalars or not possible.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name in ("mean", "persistence", "scale"):
+        value = getattr(model, name)
+        if value is not None:
+            require_shape(name, value, ())
+            require_finite(name, value)
+    require_support(
+        "persistence", model.persistence, lambda r: (r > 0) & (r < 1), "lie between 0 and 1"
+    )
+    require_positive("scale", model.scale, zero=False)
+
+
 def _also(remedy: str) -> str:
     return f" {remedy}" if remedy else ""
