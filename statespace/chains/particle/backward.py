@@ -62,9 +62,7 @@ class Backward(eqx.Module):
             Numbers of particles of the cloud. A state that none of them can have led to keeps its ancestor.
         """
         if chain.transition is None:
-            raise ValueError(
-                "backward draws need `transition` of the chain, which has no density."
-            )
+            raise ValueError("backward draws need `transition` of the chain, which has no density.")
         u = _Uniforms(random, (draws, len(ancestors)), cloud.log_weights.dtype)
         return self.draw(u, chain, moment, cloud, states, ancestors).T
 
@@ -196,7 +194,7 @@ def inverse(weights: Float[Array, " N"]) -> Callable[[Array], Int[Array, "*batch
     def search(u: Float[Array, "*batch"]) -> Int[Array, "*batch"]:
         # u total may be rounded up to the total, which lies beyond the last
         level = jnp.minimum(u * sums[-1], _below(sums[-1]))
-        found = jnp.searchsorted(sums, level.ravel(), side="right", method="scan_unrolled")
+        found = jnp.searchsorted(sums, level.ravel(), side="right")
         return found.reshape(u.shape).astype(jnp.int32)
 
     return search
