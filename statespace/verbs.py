@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.learners.fit import fit
-from statespace.learners.likelihood import each_recording, stacked
+from statespace.learners.likelihood import each_recording, keyed, keys_of, stacked
 from statespace.learners.likelihood import log_likelihood as _log_likelihood
-from statespace.methods.choice import method_for
+from statespace.methods.choice import is_random, method_for, with_key
 from statespace.model import check_key, check_model
 from statespace.panels import PanelPosterior, with_components
 from statespace.prediction import merge, query
@@ -87,7 +87,9 @@ def simulate(
     return Simulation(*states_and_observations(model, series.drop_labels(), key, first))
 
 
-def log_likelihood(model: Any, data: Any, *, method: Any = None) -> Float[Array, ""]:
+def log_likelihood(
+    model: Any, data: Any, *, method: Any = None, key: PRNGKeyArray | None = None
+) -> Float[Array, ""]:
     """``log p(y)`` with the states integrated out; of a panel, the sum over its recordings.
 
     Differentiable in the model's parameters, also under ``jit`` and ``vmap``. With exactly diffuse initial
@@ -96,66 +98,70 @@ def log_likelihood(model: Any, data: Any, *, method: Any = None) -> Float[Array,
     Args:
         model: a model that the method fits.
         data: a recording, or a list of independent ones.
-        method: if None, the exact one for the model.
+        method: if None, the exact one for the model, else by particles.
+        key: source of randomness, where the method draws at random.
 
     Raises:
         TypeError: if the method does not fit the model; the conditional at fault is named.
-        ValueError: if shapes do not fit or the data are impossible.
+        ValueError: if shapes do not fit or the data are impossible; if the method is random and there is no
+            ``key``.
     """
-    method, data = _checked(model, data, method)
+    method, data = _checked(model, data, method, key)
     return _likelihood(model, data.drop_labels(), method)
 
 
 _likelihood = eqx.filter_jit(_log_likelihood)
 
 
-def filter(model: Any, data: Any, *, method: Any = None) -> Any:
+def filter(model: Any, data: Any, *, method: Any = None, key: PRNGKeyArray | None = None) -> Any:
     """The law of each state given the observations up to its moment.
 
     Args:
         model: a model that the method fits.
         data: a recording, or a list of independent ones.
-        method: if None, the exact one for the model.
+        method: if None, the exact one for the model, else by particles.
+        key: source of randomness, where the method draws at random.
 
     Returns:
         A posterior; of a panel, a sequence of them.
 
     Raises:
         TypeError: if the method does not fit the model; the conditional at fault is named.
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit; if the method is random and there is no ``key``.
     """
-    return _posterior(model, data, method, "filtered")
+    return _posterior(model, data, method, "filtered", key)
 
 
-def smooth(model: Any, data: Any, *, method: Any = None) -> Any:
+def smooth(model: Any, data: Any, *, method: Any = None, key: PRNGKeyArray | None = None) -> Any:
     """The law of each state given all observations, with lag-one covariances.
 
     Args:
         model: a model that the method fits.
         data: a recording, or a list of independent ones.
-        method: if None, the exact one for the model.
+        method: if None, the exact one for the model, else by particles.
+        key: source of randomness, where the method draws at random.
 
     Returns:
         A posterior; of a panel, a sequence of them.
 
     Raises:
         TypeError: if the method does not fit the model; the conditional at fault is named.
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit; if the method is random and there is no ``key``.
     """
-    return _posterior(model, data, method, "smoothed")
+    return _posterior(model, data, method, "smoothed", key)
 
 
 def sample_states(
     model: Any, data: Any, *, key: PRNGKeyArray, draws: int = 1, method: Any = None
 ) -> Float[Array, "draws T n"] | list[Float[Array, "draws T n"]]:
-    """Joint draws of all states given all observations, exact.
+    """Joint draws of all states given all observations, as exact as the method is.
 
     Args:
         model: a model that the method fits.
         data: a recording, or a list of independent ones.
         key: source of randomness.
         draws: how many trajectories.
-        method: if None, the exact one for the model.
+        method: if None, the exact one for the model, else by particles.
 
     Returns:
         Shape ``(draws, T, n)``; of a panel, a list of them.
@@ -167,11 +173,16 @@ def sample_states(
     if draws < 1:
         raise ValueError(f"`draws` must be positive, got {draws}.")
     check_key(key)
-    method, data = _checked(model, data, method)
+    method = method_for(model, method, smooths=True)
+    random = is_random(method)
+    own, key = jax.random.split(key) if random else (key, key)
+    method, data = _checked(model, data, method, own)
     data = data.drop_labels()
     if isinstance(data, Panel):
         keys = jax.random.split(key, len(data))
-        return [_sample(model, s, method, k, draws) for s, k in zip(data.series, keys, strict=True)]
+        own = keys_of(method, len(data))
+        each = [method] * len(data) if own is None else [keyed(method, k) for k in own]
+        return [_sample(model, *one, draws) for one in zip(data.series, each, keys, strict=True)]
     return _sample(model, data, method, key, draws)
 
 
@@ -188,6 +199,7 @@ def forecast(
     times: Any = None,
     inputs: Any = None,
     method: Any = None,
+    key: PRNGKeyArray | None = None,
 ) -> Any:
     """The law of observations after the data, or at any times between them.
 
@@ -198,14 +210,16 @@ def forecast(
         times: the moments instead, shape ``(h,)``, numbers or dates; inside or outside the data. A
             moment that was observed is predicted as a new observation of the same state.
         inputs: shape ``(h, k)``, where the model uses inputs.
-        method: if None, the exact one for the model.
+        method: if None, the exact one for the model, else by particles.
+        key: source of randomness, where the method draws at random.
 
     Raises:
         TypeError: if the method does not fit the model, or ``data`` is a panel.
         ValueError: unless exactly one of ``steps`` and ``times`` is given; if inputs are missing or do not
-            fit; if ``steps`` is given and the times are irregular.
+            fit; if ``steps`` is given and the times are irregular; if the method is random and there is no
+            ``key``.
     """
-    method, series = _checked(model, data, method)
+    method, series = _checked(model, data, method, key)
     if isinstance(series, Panel):
         raise TypeError("`forecast` takes one recording: call it for each of a panel.")
     wanted = query(series, steps, times, inputs)
@@ -219,19 +233,22 @@ def _forecast(model: Any, series: Series, rows: Array, method: Any) -> Any:
     return method.forecast(model, series, rows)
 
 
-def online(model: Any, method: Any = None, *, dt: float = 1.0) -> Any:
+def online(
+    model: Any, method: Any = None, *, dt: float = 1.0, key: PRNGKeyArray | None = None
+) -> Any:
     """A filter that is fed one observation at a time, for use while the recording goes on.
 
     It gives what :func:`statespace.filter` gives, in constant memory; ``update`` is one compiled call.
 
     Args:
         model: a model that the method fits.
-        method: if None, the exact one for the model.
+        method: if None, the exact one for the model, else by particles.
         dt: time between observations where ``update`` is given no time; also the ``dt`` of the first step.
+        key: source of randomness, where the method draws at random.
 
     Raises:
         TypeError: if the method does not fit the model.
-        ValueError: if ``dt`` is not positive.
+        ValueError: if ``dt`` is not positive; if the method is random and there is no ``key``.
 
     Example:
         >>> decoder = ss.online(model)
@@ -242,11 +259,13 @@ def online(model: Any, method: Any = None, *, dt: float = 1.0) -> Any:
     """
     if not (np.isfinite(dt) and dt > 0):
         raise ValueError(f"`dt` must be positive, got {dt}.")
-    return method_for(model, method).online(model, float(dt))
+    method = with_key(method_for(model, method), model, key)
+    return method.online(model, float(dt))
 
 
-def _posterior(model: Any, data: Any, method: Any, kind: str) -> Any:
-    method, data = _checked(model, data, method)
+def _posterior(model: Any, data: Any, method: Any, kind: str, key: Any) -> Any:
+    method = method_for(model, method, smooths=kind == "smoothed")
+    method, data = _checked(model, data, method, key)
     plain = data.drop_labels()
     if isinstance(data, Panel):
         padded = _run_panel(model, plain, method, kind)
@@ -261,12 +280,12 @@ def _run(model: Any, series: Series, method: Any, kind: str) -> Any:
 
 @eqx.filter_jit
 def _run_panel(model: Any, panel: Panel, method: Any, kind: str) -> Any:
-    one = lambda series: method.posterior(model, series, kind)
-    return each_recording(one, model, method, stacked(panel))
+    one = lambda series, key: keyed(method, key).posterior(model, series, kind)
+    return each_recording(one, model, method, stacked(panel), keys_of(method, len(panel)))
 
 
-def _checked(model: Any, data: Any, method: Any) -> tuple[Any, Series | Panel]:
-    """The method and the data, if they go with the model."""
-    method, data = method_for(model, method), as_data(data)
+def _checked(model: Any, data: Any, method: Any, key: Any = None) -> tuple[Any, Series | Panel]:
+    """The method, with its source of randomness, and the data, if they go with the model."""
+    method, data = with_key(method_for(model, method), model, key), as_data(data)
     method.check(model, data)
     return method, data

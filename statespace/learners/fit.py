@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.priors import Priors
 from statespace.learners.result import FitResult
-from statespace.methods.choice import method_for
+from statespace.methods.choice import method_for, with_key
 from statespace.model import check_key
 from statespace.series import as_data
 
@@ -59,7 +59,7 @@ def fit(
             "`learner` must be a learner such as MaximumLikelihood(), EM() or NUTS(), got "
             f"{learner!r}{'; call it to make one' if isinstance(learner, type) else ''}."
         )
-    method, data = method_for(model, method), as_data(data)
+    method, data = with_key(method_for(model, method), model, key), as_data(data)
     method.check(model, data)
     extra = {} if start is None else {"start": start}
     return learner.fit(

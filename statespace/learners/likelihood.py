@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from statespace.methods.choice import is_random
 from statespace.series import Panel, Series, as_data, assemble
 
 
@@ -48,17 +49,29 @@ def each_recording(function: Callable[..., Any], model: Any, method: Any, *args:
     return jax.lax.map(lambda one: function(*one), args)
 
 
+def keys_of(method: Any, count: int) -> Any:
+    """A key for each of several recordings, split from a random method's own; of any other None."""
+    return jax.random.split(method.key, count) if is_random(method) else None
+
+
+def keyed(method: Any, key: Any) -> Any:
+    """The method for the recording of this key."""
+    return method if key is None else method.with_key(key)
+
+
 def log_likelihood(model: Any, data: Series | Panel, method: Any) -> Float[Array, ""]:
     """Log likelihood of a recording, or of all recordings of a panel."""
     if isinstance(data, Panel):
-        return jnp.sum(jax.vmap(lambda s: method.log_likelihood(model, s))(stacked(data)))
+        one = lambda s, k: keyed(method, k).log_likelihood(model, s)
+        return jnp.sum(jax.vmap(one)(stacked(data), keys_of(method, len(data))))
     return method.log_likelihood(model, data)
 
 
 def pointwise(model: Any, data: Series | Panel, method: Any) -> Float[Array, "..."]:
     """Log predictive density of each moment, shape ``(T,)`` or ``(S, T)``."""
     if isinstance(data, Panel):
-        return jax.vmap(lambda s: method.pointwise(model, s))(stacked(data))
+        one = lambda s, k: keyed(method, k).pointwise(model, s)
+        return jax.vmap(one)(stacked(data), keys_of(method, len(data)))
     return method.pointwise(model, data)
 
 
@@ -66,5 +79,6 @@ def pointwise(model: Any, data: Series | Panel, method: Any) -> Float[Array, "..
 def standardised_errors(model: Any, data: Series | Panel, method: Any) -> Float[Array, "..."]:
     """One-step prediction errors, made standard normal, ``(T, m)`` or ``(S, T, m)``; NaN where missing."""
     if isinstance(data, Panel):
-        return jax.vmap(lambda s: method.standardised_errors(model, s))(stacked(data))
+        one = lambda s, k: keyed(method, k).standardised_errors(model, s)
+        return jax.vmap(one)(stacked(data), keys_of(method, len(data)))
     return method.standardised_errors(model, data)

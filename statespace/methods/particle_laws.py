@@ -22,10 +22,13 @@ from statespace.model import Conditional, Step
 _LOG_2_PI = float(np.log(2 * np.pi))
 
 _DRAWN_TOGETHER = frozenset(
-    "Bernoulli BernoulliProbs BernoulliLogits Beta Binomial BinomialProbs BinomialLogits Categorical "
-    "CategoricalProbs CategoricalLogits Cauchy Exponential Gamma Gumbel HalfNormal Laplace Logistic LogNormal "
-    "MultivariateNormal NegativeBinomial2 Normal Poisson StudentT Uniform".split()
-)
+    {
+        "Bernoulli", "BernoulliProbs", "BernoulliLogits", "Beta", "Binomial", "BinomialProbs",
+        "BinomialLogits", "Categorical", "CategoricalProbs", "CategoricalLogits", "Cauchy", "Exponential",
+        "Gamma", "Gumbel", "HalfNormal", "Laplace", "Logistic", "LogNormal", "MultivariateNormal",
+        "NegativeBinomial2", "Normal", "Poisson", "StudentT", "Uniform",
+    }
+)  # fmt: skip
 """Families of NumPyro whose ``sample`` draws one value for each of a batch of parameters."""
 
 
@@ -309,7 +312,7 @@ class AffineObservation(eqx.Module):
 
 
 def masked(law: Affine, y: Float[Array, " m"]) -> Affine:
-    """A linear Gaussian observation of full noise, of which the missing channels are as if alone and white."""
+    """A linear Gaussian observation of full noise, whose missing channels are as if white."""
     seen = ~jnp.isnan(y)
     both = seen[:, None] & seen[None, :]
     noise = jnp.where(both, law.factor @ law.factor.T, jnp.eye(len(y), dtype=y.dtype))

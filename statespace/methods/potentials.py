@@ -78,14 +78,23 @@ def _possible(law: Any, y: Array, seen: Bool[Array, " m"]) -> Array:
     return y.astype(int) if law.support.is_discrete else y
 
 
-def check_observations(observation: Any, data: Series | Panel, states: int, step: Step) -> None:
+def check_observations(
+    observation: Any, data: Series | Panel, states: int | None, step: Step, state: Any = 0
+) -> None:
     """Refuse data that the observation cannot produce, before anything is traced.
+
+    Args:
+        observation: the conditional.
+        data: what was recorded.
+        states: the number of states, where they are finitely many.
+        step: the first one.
+        state: one of the states.
 
     Raises:
         ValueError: naming what is at fault.
     """
     weights = data.state_weights
-    if weights is not None and weights.shape[-1] != states:
+    if weights is not None and states is not None and weights.shape[-1] != states:
         raise ValueError(
             f"`state_weights` of the data are over {weights.shape[-1]} states, but the model has {states}."
         )
@@ -98,7 +107,7 @@ def check_observations(observation: Any, data: Series | Panel, states: int, step
         return
     if getattr(observation, "lags", 0):
         step = step._replace(history=jnp.full((observation.lags, m), jnp.nan, data.y.dtype))
-    law = jax.eval_shape(lambda: jnp.zeros(shape_of(observation(0, step)))).shape
+    law = jax.eval_shape(lambda: jnp.zeros(shape_of(observation(state, step)))).shape
     if law not in ((m,), ()) or (law == () and m != 1):
         raise ValueError(
             f"the data have {m} channel{'s' * (m != 1)}, but `observation` of the model gives values of "
@@ -106,10 +115,10 @@ def check_observations(observation: Any, data: Series | Panel, states: int, step
         )
     missing = np.isnan(y)
     partly = missing.any(axis=1) & ~missing.all(axis=1)
-    if partly.any() and not marginal(observation(0, step)):
+    if partly.any() and not marginal(observation(state, step)):
         raise ValueError(
             f"the moment in row {np.flatnonzero(partly)[0]} is missing in part, and "
-            f"{type(observation(0, step)).__name__} is not known to have marginals: set the whole row to "
+            f"{type(observation(state, step)).__name__} is not known to have marginals: set the whole row to "
             "NaN, or use independent channels or a MultivariateNormal."
         )
 

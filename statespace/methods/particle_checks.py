@@ -1,0 +1,167 @@
+"""What particle methods refuse before anything is traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from statespace.conditionals import aggregates
+from statespace.conditionals.affine import AffineGaussian
+from statespace.conditionals.finite import FiniteTransition
+from statespace.methods.lowering import dtype_of
+from statespace.methods.particle_laws import InitialLaw
+from statespace.methods.particle_lowering import initial_law
+from statespace.methods.potentials import check_observations, first_step
+from statespace.model import Step
+from statespace.series import Panel, Series
+
+
+def check_data(model: Any, data: Series | Panel) -> None:
+    """Refuse a model whose conditionals do not go together, or data that it cannot produce.
+
+    Raises:
+        TypeError: if a conditional is no distribution.
+        ValueError: if shapes do not fit, or observations have no density; the conditional is named.
+    """
+    _check_noise(model.observation)
+    described = _description(model, data)
+    if described is not None and described in _CHECKED:
+        state, states = _CHECKED[described]
+    else:
+        step = first_step(data)
+        state, states = _first_state(model, data, step), None
+        _check_transition(model, state, step)
+        if isinstance(model.transition, FiniteTransition):
+            chain = len(model.transition.matrix(step))
+            states = aggregates.count(model.transition.aggregate, chain)
+    if data.state_weights is not None and states is None:
+        raise ValueError(
+            "`state_weights` of the data are what is known of finitely many states, but `transition` of the "
+            f"model is a {_name(model.transition)}: leave them out."
+        )
+    if described is None or described not in _CHECKED or hasattr(model.observation, "check"):
+        probe = 0 if states else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+        check_observations(model.observation, data, states, first_step(data), probe)
+    if described is not None:
+        if len(_CHECKED) >= 256:
+            _CHECKED.clear()
+        _CHECKED[described] = state, states
+
+
+_CHECKED: dict[Any, tuple[Any, int | None]] = {}
+"""By shapes, what was found right: a later call of the same shapes traces nothing before it runs."""
+
+
+def _description(model: Any, data: Series | Panel) -> Any:
+    """Everything of a model and its data but numbers; None where it cannot be looked up."""
+    leaves, structure = jax.tree.flatten((model, data))
+    traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+    described = structure, tuple((x.shape, x.dtype) if hasattr(x, "shape") else x for x in leaves)
+    # entries missing in part ask more of an observation
+    partly = None if traced else _missing_in_part(data)
+    try:
+        hash(described)
+    except TypeError:
+        return None
+    return *described, partly
+
+
+def _missing_in_part(data: Series | Panel) -> bool:
+    if data.complete:
+        return False
+    missing = np.isnan(np.asarray(data.channels))
+    return bool((missing.any(axis=-1) & ~missing.all(axis=-1)).any())
+
+
+def _first_state(model: Any, data: Series | Panel, step: Step) -> Any:
+    """Shape and type of a state."""
+    dtype = dtype_of(data, eqx.filter(model, eqx.is_array))
+    law = initial_law(model, step)
+    if not hasattr(law, "sample"):
+        raise TypeError(
+            f"`initial` of the model gives a {type(law).__name__}, which cannot be drawn from: give a "
+            "NumPyro distribution."
+        )
+    return InitialLaw(law, dtype).like
+
+
+def _check_transition(model: Any, state: Any, step: Step) -> None:
+    law = eqx.filter_eval_shape(model.transition, state, step)
+    if not hasattr(law, "sample"):
+        raise TypeError(
+            f"`transition` of the model gives a {type(law).__name__}, which cannot be drawn from: give a "
+            "NumPyro distribution."
+        )
+    draw = lambda x: model.transition(x, step).sample(jax.random.key(0))
+    after = jax.eval_shape(draw, state)
+    shapes = [jax.tree.map(lambda x: x.shape, x) for x in (state, after)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"`transition` of the model gives states of shape {shapes[1]}, `initial` of shape {shapes[0]}."
+        )
+
+
+def _check_noise(observation: Any) -> None:
+    """A linear observation without noise in some direction has no density to weigh particles by."""
+    if hasattr(observation, "at") and not full_rank(observation):
+        raise ValueError(
+            "`observation` of the model has no density: its noise is zero in some direction, so that no "
+            "particle can weigh anything. Give `scale` (or `covariance`) full rank."
+        )
+
+
+def full_rank(law: Any, step: Step | None = None) -> bool:
+    """Whether the noise of a linear Gaussian conditional has a density, as far as is known now."""
+    if not isinstance(law, AffineGaussian):
+        if step is None:
+            return True
+        law = law.at(step)
+    part = law.covariance if law.scale is None else law.scale
+    if callable(part) or isinstance(part, jax.core.Tracer):
+        return True
+    noise = np.asarray(part, float)
+    if noise.ndim == 1:
+        return bool(np.all(noise != 0))
+    return bool(np.linalg.matrix_rank(noise) == len(noise))
+
+
+def require_density(model: Any, data: Series | Panel, method: str) -> None:
+    """Refuse a transition without a density, for methods that compare states with their successors.
+
+    Args:
+        model: the model.
+        data: the recording.
+        method: what needs it.
+
+    Raises:
+        ValueError: naming the transition.
+    """
+    step = first_step(data)
+    law: Any = model.transition
+    if hasattr(law, "at"):
+        has = full_rank(law, step)
+        why = "its noise is zero in some direction"
+    else:
+        has = _evaluates(law, _first_state(model, data, step), step)
+        why = "its distribution has no `log_prob`"
+    if not has:
+        raise ValueError(
+            f"{method} needs the density of `transition`, and that of this model ({_name(law)}) has none: "
+            f"{why}. Use ParticleFilter(), which only draws from it."
+        )
+
+
+def _evaluates(conditional: Any, state: Any, step: Step) -> bool:
+    try:
+        jax.eval_shape(lambda x: conditional(x, step).log_prob(x), state)
+    except (NotImplementedError, AttributeError):
+        return False
+    return True
+
+
+def _name(conditional: Any) -> str:
+    return getattr(conditional, "__name__", type(conditional).__name__)
