@@ -34,6 +34,7 @@ from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.kalman import Kalman
 from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
+from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.bearings import BearingsOnly
@@ -77,6 +78,7 @@ from statespace.parameters import (
     supports,
     unconstrain,
 )
+from statespace.particle_posterior import ParticlePosterior
 from statespace.passage import FirstPassage, first_passage
 from statespace.posterior import Forecast, GaussianPosterior, Signal
 from statespace.relabelling import relabel
@@ -159,7 +161,10 @@ __all__ = [
     "OrnsteinUhlenbeck",
     "Panel",
     "PanelPosterior",
+    "ParticleFilter",
     "ParticleMarginalMetropolis",
+    "ParticleMethod",
+    "ParticlePosterior",
     "PosteriorResult",
     "RateMatrix",
     "RegimeState",

@@ -157,7 +157,7 @@ class ParticlePosterior(eqx.Module):
         return self.quantile(0.5 - level / 2), self.quantile(0.5 + level / 2)
 
     def expectation(self, functional: Callable[..., Any] | Additive) -> Any:
-        """The expectation of a function of one state at each moment, or of an additive functional of the path.
+        """Expectation of a function of each state, or of an additive functional of the path.
 
         Args:
             functional: ``state -> `` an array or a pytree of arrays; or an :class:`~statespace.Additive`.
