@@ -1,0 +1,305 @@
+"""Linearisation: affine Gaussian stand-ins for conditionals, round a Gaussian law of their argument.
+
+A conditional ``p(y | x)`` has a mean ``f(x)`` and a noise covariance ``R(x)``. Round ``x ~ N(m, P)`` a rule
+gives ``y = F x + b + noise``, the noise of which covers both ``R`` and what the affine map leaves out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from statespace.chains.gaussian import Form
+from statespace.chains.gaussian import algebra as la
+from statespace.chains.gaussian.covariances import root
+from statespace.conditionals.affine import psd_factor
+
+
+class Affine(NamedTuple):
+    """``y = F x + b + noise``.
+
+    Attributes:
+        matrix: ``F``, shape ``(m, n)``.
+        offset: ``b``, shape ``(m,)``.
+        noise: covariance ``(m, m)``, or a factor ``(m, k)`` of it where the recursion is on factors.
+    """
+
+    matrix: Float[Array, "m n"]
+    offset: Float[Array, " m"]
+    noise: Float[Array, "m k"]
+
+
+Moments = Callable[[Array], tuple[Array, Array]]
+"""``x -> (mean (m,), noise (m, k))`` of a conditional; the noise a covariance, or a factor of it."""
+
+
+class Linearisation(eqx.Module):
+    """A rule that makes an affine Gaussian conditional of any other, round a Gaussian law."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        moments: Moments,
+        mean: Float[Array, " n"],
+        spread: Float[Array, "n n"],
+        form: Form = "covariance",
+    ) -> Affine:
+        """The affine stand-in.
+
+        Args:
+            moments: of the conditional, at one state.
+            mean: of the state, shape ``(n,)``.
+            spread: its covariance, or in the "sqrt" form a lower triangular factor of it.
+            form: which of the two, for the state as for the noises.
+        """
+
+
+class Taylor(Linearisation):
+    """Taylor's expansion at the mean (Jazwinski 1970, chapter 9).
+
+    Args:
+        order: 1 keeps the slope; 2 adds what the curvature does to the mean and to the variance.
+
+    Raises:
+        ValueError: if ``order`` is neither.
+    """
+
+    order: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ValueError(f"`order` of Taylor must be 1 or 2, got {self.order}.")
+
+    def __call__(
+        self, moments: Moments, mean: Array, spread: Array, form: Form = "covariance"
+    ) -> Affine:
+        """The expansion at the mean; ``spread`` matters to the second order only."""
+        value, noise = moments(mean)
+        function = lambda x: moments(x)[0]
+        matrix = jax.jacfwd(function)(mean)
+        if self.order == 2:
+            curvature = jax.jacfwd(jax.jacfwd(function))(mean)
+            u = spread if form == "sqrt" else _lower(spread)
+            bent = jnp.einsum("ki,mkl,lj->mij", u, curvature, u)  # in standard coordinates
+            value = value + 0.5 * jnp.trace(bent, axis1=1, axis2=2)
+            rows = bent.reshape(len(value), -1) / np.sqrt(2)
+            noise = _together(noise, rows, form)
+        return Affine(matrix, value - matrix @ mean, noise)
+
+
+class SigmaPoints(Linearisation):
+    """Statistical linear regression on a rule of points, which is exact for polynomials of some degree.
+
+    The best affine map in the mean square under ``x ~ N(m, P)``, and the covariance of what it leaves out
+    (Arasaratnam, Haykin & Elliott 2007; García-Fernández et al. 2015).
+    """
+
+    @abstractmethod
+    def points(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Points ``(p, n)`` for ``N(0, I)``, weights ``(p,)`` of means and of covariances."""
+
+    def __call__(
+        self, moments: Moments, mean: Array, spread: Array, form: Form = "covariance"
+    ) -> Affine:
+        """The regression on the rule's points, with what it leaves out as noise."""
+        standard, w_mean, w_covariance = self.points(len(mean))
+        dtype = mean.dtype
+        z, w, v = (jnp.asarray(a, dtype) for a in (standard, w_mean, w_covariance))
+        u = spread if form == "sqrt" else _lower(spread)
+        at = mean + z @ u.T
+        values, noises = jax.vmap(moments)(at)
+        value = w @ values
+        cross = la.t_matmul(values, z * w[:, None])  # Cov(y, z) in standard coordinates
+        matrix = _divide(cross, u)
+        left = values - value - la.matmul_t(z, cross)
+        if form == "covariance":
+            rest = la.t_matmul(left, left * v[:, None])
+            noise = la.symmetric(rest) + jnp.tensordot(w, noises, 1)
+        elif (w_covariance >= 0).all() and (w_mean >= 0).all():
+            own = jnp.moveaxis(noises * jnp.sqrt(w)[:, None, None], 0, 1).reshape(len(value), -1)
+            rest = left.T * jnp.sqrt(v)
+            noise = la.tria(jnp.concatenate([rest, own], axis=1))
+        else:  # a difference of covariances has no factor but its own
+            covariances = jnp.einsum("p,pik,pjk->ij", w, noises, noises)
+            noise = psd_factor(la.symmetric(left.T @ (left * v[:, None])) + covariances)
+        return Affine(matrix, value - matrix @ mean, noise)
+
+
+class Cubature(SigmaPoints):
+    """Spherical-radial cubature: 2n points of degree 3, or about 2n² of degree 5.
+
+    Args:
+        degree: 3 (Arasaratnam & Haykin 2009) or 5 (Jia, Xin & Cheng 2013), whose weights are negative in part
+            for more than four states.
+
+    Raises:
+        ValueError: if ``degree`` is neither.
+    """
+
+    degree: int = eqx.field(static=True, default=3)
+
+    def __check_init__(self) -> None:
+        if self.degree not in (3, 5):
+            raise ValueError(f"`degree` of Cubature must be 3 or 5, got {self.degree}.")
+
+    def points(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """On the axes; of degree 5 also the centre, and between the axes."""
+        axes = np.concatenate([np.eye(n), -np.eye(n)])
+        if self.degree == 3:
+            weights = np.full(2 * n, 0.5 / n)
+            return np.sqrt(n) * axes, weights, weights
+        pairs = [
+            (a * np.eye(n)[i] + b * np.eye(n)[j]) / np.sqrt(2)
+            for i, j in itertools.combinations(range(n), 2)
+            for a, b in itertools.product((1, -1), repeat=2)
+        ]
+        outer = np.array(pairs).reshape(-1, n)
+        points = np.sqrt(n + 2) * np.concatenate([np.zeros((1, n)), axes, outer])
+        weights = np.concatenate(
+            [
+                [2 / (n + 2)],
+                np.full(2 * n, (4 - n) / (2 * (n + 2) ** 2)),
+                np.full(len(outer), 1 / (n + 2) ** 2),
+            ]
+        )
+        return points, weights, weights
+
+
+class Unscented(SigmaPoints):
+    """The unscented transform: 2n + 1 points (Julier & Uhlmann 1997; Wan & van der Merwe 2000).
+
+    Args:
+        alpha: how far out the points lie.
+        beta: knowledge of the fourth moment, which weighs the centre in covariances; 2 for Gaussian laws.
+        kappa: a second say on the distance; ``alpha² (n + kappa)`` is its square.
+
+    Raises:
+        ValueError: if ``alpha`` is not positive.
+    """
+
+    alpha: float = eqx.field(static=True, default=1.0)
+    beta: float = eqx.field(static=True, default=0.0)
+    kappa: float = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"`alpha` of Unscented must be positive, got {self.alpha}.")
+
+    def points(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The centre, and on the axes."""
+        square = self.alpha**2 * (n + self.kappa)
+        if not square > 0:
+            raise ValueError(
+                f"`kappa` of Unscented must be above -{n} for a state of {n} coordinates, got {self.kappa}."
+            )
+        points = np.sqrt(square) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
+        weights = np.full(2 * n + 1, 0.5 / square)
+        weights[0] = 1 - n / square
+        covariance = weights.copy()
+        covariance[0] += 1 - self.alpha**2 + self.beta
+        return points, weights, covariance
+
+
+class GaussHermite(SigmaPoints):
+    """The product of one-dimensional Gauss–Hermite rules: ``order ** n`` points (Ito & Xiong 2000).
+
+    Args:
+        order: points in each dimension; exact up to degree ``2 order - 1``.
+
+    Raises:
+        ValueError: if ``order`` is below 2, or there would be more than 100,000 points.
+    """
+
+    order: int = eqx.field(static=True, default=3)
+
+    def __check_init__(self) -> None:
+        if self.order < 2:
+            raise ValueError(f"`order` of GaussHermite must be at least 2, got {self.order}.")
+
+    def points(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The product of the one-dimensional rules."""
+        if self.order**n > 100_000:
+            raise ValueError(
+                f"GaussHermite(order={self.order}) has {self.order}^{n} points for a state of {n} "
+                "coordinates: use Cubature() or Unscented(), whose number grows with n or n^2."
+            )
+        nodes, weights = np.polynomial.hermite_e.hermegauss(self.order)
+        weights = weights / weights.sum()
+        points = np.array(list(itertools.product(nodes, repeat=n)))
+        products = np.array(list(itertools.product(weights, repeat=n))).prod(axis=1)
+        return points, products, products
+
+
+def moments_of(conditional: Any, step: Any, form: Form, name: str) -> Moments:
+    """Mean and noise of a conditional at a state.
+
+    Args:
+        conditional: ``(state, step) -> Distribution``.
+        step: the moment.
+        form: whether the noise is to be a covariance or a factor of it.
+        name: of the conditional, for the error.
+
+    Raises:
+        TypeError: if the distribution that it gives has no covariance that is known here.
+    """
+
+    def moments(x: Array) -> tuple[Array, Array]:
+        return mean_and_noise(conditional(x, step), form, name)
+
+    return moments
+
+
+def mean_and_noise(law: Any, form: Form, name: str) -> tuple[Array, Array]:
+    """Mean ``(m,)`` and noise ``(m, k)`` of a NumPyro distribution.
+
+    Raises:
+        TypeError: if its covariance is not known here.
+    """
+    import numpyro.distributions as dist
+
+    base = law
+    while isinstance(base, dist.Independent | dist.ExpandedDistribution):
+        base = base.base_dist
+    if isinstance(base, dist.MultivariateNormal | dist.MultivariateStudentT):
+        factor = base.scale_tril
+        if isinstance(base, dist.MultivariateStudentT):
+            factor = factor * jnp.sqrt(base.df / (base.df - 2))[..., None, None]
+        mean = base.mean
+        return mean, factor if form == "sqrt" else la.matmul_t(factor, factor)
+    if base.event_shape != ():
+        raise TypeError(
+            f"`{name}` of the model gives {type(base).__name__}, whose covariance is not known here: "
+            "linearisation needs independent channels, MultivariateNormal or MultivariateStudentT."
+        )
+    mean = jnp.atleast_1d(law.mean)
+    variance = jnp.broadcast_to(jnp.atleast_1d(law.variance), mean.shape)
+    return mean, jnp.diag(jnp.sqrt(variance) if form == "sqrt" else variance)
+
+
+def _lower(covariance: Array) -> Array:
+    """A lower triangular factor of a covariance that may be singular."""
+    factor = root(covariance)
+    return factor if len(factor) <= la.UNROLLED else la.tria(factor)
+
+
+def _divide(cross: Float[Array, "m n"], lower: Float[Array, "n n"]) -> Float[Array, "m n"]:
+    """``C U^{-1}``; directions in which nothing varies get no slope."""
+    n = len(lower)
+    known = jnp.diagonal(lower) == 0
+    lower = lower + jnp.eye(n, dtype=lower.dtype) * known
+    return la.transpose(la.solve_lower_t(lower, jnp.where(known[:, None], 0, cross.T)))
+
+
+def _together(noise: Array, rows: Array, form: Form) -> Array:
+    """Noise plus independent noise with these factor columns."""
+    if form == "covariance":
+        return noise + la.matmul_t(rows, rows)
+    return la.tria(jnp.concatenate([noise, rows], axis=1))

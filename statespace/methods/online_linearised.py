@@ -1,0 +1,118 @@
+"""Linearising filters one observation at a time, in constant memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from statespace.chains.gaussian.algebra import matmul_t
+from statespace.chains.gaussian.covariances import full_carry, predict
+from statespace.chains.gaussian.step import move
+from statespace.methods.gaussian_lowering import initial_law, noise
+from statespace.methods.linearised import Linearised, make_affine, proper, update
+from statespace.methods.online_kalman import check_later
+from statespace.model import Step
+
+
+class LinearisedState(NamedTuple):
+    """All that the past says of the present.
+
+    Attributes:
+        mean: ``E[x_t | y_{0:t}]``, shape ``(n,)``.
+        covariance: shape ``(n, n)``.
+        log_likelihood: ``log p(y_{0:t})``.
+        index: the moment t; -1 before the first.
+        time: its time.
+        spread: the covariance, or the factor of it that the recursion carries.
+    """
+
+    mean: Float[Array, " n"]
+    covariance: Float[Array, "n n"]
+    log_likelihood: Float[Array, ""]
+    index: Int[Array, ""]  # type: ignore[assignment]  # not the method of tuples
+    time: Float[Array, ""]
+    spread: Float[Array, "n n"]
+
+
+class OnlineLinearised(eqx.Module):
+    """A linearising filter that is fed one observation at a time: see :func:`statespace.online`."""
+
+    model: Any
+    method: Linearised
+    dt: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        self._law()
+
+    def _law(self) -> Any:
+        law = initial_law(self.model, Step(0, 0.0, self.dt))
+        return proper(law, type(self.method).__name__)
+
+    @property
+    def form(self) -> Any:
+        """What the recursion carries: covariances, or factors of them."""
+        return self.method.form or (
+            "sqrt" if self._law().mean.dtype == jnp.float32 else "covariance"
+        )
+
+    def init(self) -> LinearisedState:
+        """The state before the first observation: its mean and covariance are those of ``initial``."""
+        law, form = self._law(), self.form
+        spread = full_carry(noise(law, form), form, (), law.mean.dtype)
+        zero = jnp.zeros((), law.mean.dtype)
+        covariance = spread if form == "covariance" else matmul_t(spread, spread)
+        return LinearisedState(law.mean, covariance, zero, jnp.asarray(-1), zero - self.dt, spread)
+
+    def update(
+        self, state: LinearisedState, y: Any, inputs: Any = None, time: Any = None
+    ) -> LinearisedState:
+        """The state after one more observation.
+
+        Args:
+            state: from ``init()`` or the previous ``update``.
+            y: the observation, shape ``(m,)`` or a number; NaN where missing.
+            inputs: shape ``(k,)``, where the model uses inputs.
+            time: when it was made; default: ``dt`` after the previous one.
+
+        Raises:
+            ValueError: if ``time`` is not after the previous observation.
+        """
+        check_later(time, state)
+        dtype = state.mean.dtype
+        y = jnp.atleast_1d(jnp.asarray(y, dtype))
+        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
+        time = None if time is None else jnp.asarray(time, dtype)
+        return _update(self, state, y, inputs, time)
+
+
+@eqx.filter_jit
+def _update(
+    filter: OnlineLinearised,
+    state: LinearisedState,
+    y: Array,
+    inputs: Array | None,
+    time: Array | None,
+) -> LinearisedState:
+    model, rule, form = filter.model, filter.method.linearisation, filter.form
+    time = state.time + filter.dt if time is None else time
+    first = state.index < 0
+    step = Step(state.index + 1, time, jnp.where(first, filter.dt, time - state.time), inputs)
+    moves = make_affine(model.transition, step, rule, state.mean, state.spread, form, "transition")
+    mean = move(state.mean[:, None], moves.matrix, moves.offset)[:, 0]
+    mean = jnp.where(first, state.mean, mean)
+    spread = predict(state.spread, moves.matrix, moves.noise, form)
+    spread = jnp.where(first, state.spread, spread)
+    mask = ~jnp.isnan(y)
+    y = jnp.where(mask, y, 0)
+    mean, spread, _, log_density = update(model, step, rule, mean, spread, y, mask, form)
+    return LinearisedState(
+        mean=mean,
+        covariance=spread if form == "covariance" else matmul_t(spread, spread),
+        log_likelihood=state.log_likelihood + log_density,
+        index=state.index + 1,
+        time=time,
+        spread=spread,
+    )
