@@ -67,7 +67,7 @@ def run(
     scheme = resampling_named(resample)
     steps = _length(chain, random, path)
     _check(particles, threshold, path, ancestor, scheme)
-    kernel = _Kernel(chain, particles, scheme, threshold, ancestor)
+    kernel = Kernel(chain, particles, scheme, threshold, ancestor)
 
     def row(t: int) -> tuple[Any, ...]:
         return jax.tree.map(lambda x: x[t], (random, chain.moments, path))
@@ -95,14 +95,14 @@ def run(
     return Run(cloud, jnp.sum(pointwise), pointwise, ess, resampled, impossible, state, out)
 
 
-class _Kernel:
+class Kernel:
     """One step of the recursion, and the first."""
 
     def __init__(
         self,
         chain: Chain,
         particles: int,
-        scheme: Callable[..., Ancestors],
+        scheme: Any,
         threshold: float,
         ancestor: Callable[..., Int[Array, ""]] | None,
     ):
