@@ -132,11 +132,20 @@ def _points_below(places: Float[Array, " N"], uniforms: Uniforms) -> Float[Array
 
 
 def _stratified_conditional(uniforms: Uniforms, weights: Weights) -> Ancestors:
-    """The first point is uniform within particle 0 and within its stretch, from which the others follow."""
-    within, place = uniforms[:-1], uniforms[-1]
+    """One point is uniform within particle 0, wherever the order of the particles begins."""
+    count = len(weights)
+    points, (begin, place) = uniforms[:-2], uniforms[-2:]
+    begin = jnp.floor(begin * count).astype(jnp.int32)
+    weights = jnp.roll(weights, -begin)
     sums = _cumulative(weights)
-    ends = _points_below(sums - place * sums[0] + within[0], within)
-    return _wrapped(_sorted(ends, weights), ends[-1])
+    zero = -begin % count
+    end = sums[zero]
+    start = jnp.where(zero == 0, 0, sums[zero - 1])
+    place = start + place * (end - start)
+    slot = jnp.clip(jnp.floor(place), 0, count - 1).astype(jnp.int32)
+    points = points.at[slot].set(place - slot)
+    ancestors = _sorted(_points_below(sums, points), weights)
+    return jnp.roll((ancestors + begin) % count, -slot)
 
 
 # Multinomial (Gordon, Salmond & Smith 1993): independent draws
@@ -160,20 +169,20 @@ def _multinomial_conditional(uniforms: Uniforms, weights: Weights) -> Ancestors:
 
 
 def _residual(uniforms: Uniforms, weights: Weights) -> Ancestors:
-    return _with_rest(uniforms, weights, False)
-
-
-def _with_rest(uniforms: Uniforms, weights: Weights, forced: Bool[Array, ""] | bool) -> Ancestors:
-    """``forced``: the first of the independent draws is particle 0."""
-    count = len(weights)
     copies, rest = _parts(weights)
-    draws = count - jnp.sum(copies)
-    total = jnp.sum(rest)
+    copies = copies + _drawn(uniforms, rest, len(weights) - jnp.sum(copies), False)
+    return _owners(jnp.cumsum(copies, dtype=jnp.int32), copies > 0)
+
+
+def _drawn(
+    uniforms: Uniforms, rest: Float[Array, " N"], draws: Array, forced: Bool[Array, ""] | bool
+) -> Int[Array, " N"]:
+    """How often each is drawn; ``forced``: the first draw is particle 0."""
+    count, total = len(rest), jnp.sum(rest)
     drawn = _invert(uniforms * count, rest / jnp.where(total > 0, total, 1))
     drawn = drawn.at[0].set(jnp.where(forced, 0, drawn[0]))
     counted = (jnp.arange(count) < draws).astype(jnp.int32)
-    copies = copies.at[drawn].add(counted)
-    return _owners(jnp.cumsum(copies, dtype=jnp.int32), copies > 0)
+    return jnp.zeros(count, jnp.int32).at[drawn].add(counted)
 
 
 def _parts(weights: Weights) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
@@ -184,10 +193,18 @@ def _parts(weights: Weights) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
 
 
 def _residual_conditional(uniforms: Uniforms, weights: Weights) -> Ancestors:
-    """Slot 0 is one of the whole copies of particle 0, or else one of the independent draws."""
+    """Slot 0 is one of the whole copies of particle 0, or else one of the independent draws.
+
+    Which one it is decides how many of its copies are in the last slots.
+    """
     copies, rest = _parts(weights)
     place = uniforms[-1] * (copies[0] + rest[0])
-    return _with_rest(uniforms[:-1], weights, place >= copies[0])
+    beyond = place - copies[0]
+    drawn = _drawn(uniforms[:-1], rest, len(weights) - jnp.sum(copies), beyond >= 0)
+    among = beyond / jnp.where(rest[0] > 0, rest[0], 1) * drawn[0]
+    copy = jnp.floor(jnp.where(beyond >= 0, copies[0] + among, place)).astype(jnp.int32)
+    copies = copies + drawn
+    return jnp.roll(_owners(jnp.cumsum(copies, dtype=jnp.int32), copies > 0), -copy)
 
 
 # Killing (Del Moral 2004): each particle survives by its weight over the largest, or is replaced by a draw
@@ -234,7 +251,7 @@ def _played(
             multiplied by what it has afterwards over what it had before.
     """
 
-    def play(carry: tuple[Array, Array], challenge: tuple[Array, Array, Array]) -> tuple:
+    def play(carry: tuple[Array, Array], challenge: tuple[Array, ...]) -> tuple[Any, Any]:
         (i, p), (j, q, u) = carry, challenge
         total = p + q
         low = total < 1
@@ -274,7 +291,7 @@ SCHEMES: dict[str, Resampling] = {
     for scheme in (
         Resampling("systematic", _systematic, _systematic_conditional, lambda n: 1, lambda n: 1),
         Resampling(
-            "stratified", _stratified, _stratified_conditional, lambda n: n, lambda n: n + 1
+            "stratified", _stratified, _stratified_conditional, lambda n: n, lambda n: n + 2
         ),
         Resampling(
             "multinomial", _multinomial, _multinomial_conditional, lambda n: n, lambda n: n - 1
