@@ -187,7 +187,7 @@ class Given:
 def given(steps, count, threshold=1.0, look_ahead=False, ancestor=False):
     """``(states, ancestors, path, chosen) -> Run`` with its history, for many at once.
 
-    Without ``path`` (None) the filter, with one the conditional filter; ``chosen``: the ancestors of the path.
+    Without ``path`` (None) the filter, with one the conditional filter; ``chosen``: its ancestors.
     """
 
     def one(states, ancestors, path, chosen):

@@ -236,7 +236,7 @@ def test_what_is_not_observed_changes_no_weight():
     y = Y.copy()
     y[[4, 5, 9]] = np.nan
     run = RUN(y, jax.random.key(0))
-    clouds, ancestors = run.out
+    clouds, _ = run.out
     assert (run.pointwise[jnp.array([4, 5, 9])] == 0).all()
     for t in (4, 5, 9):
         if not run.resampled[t]:

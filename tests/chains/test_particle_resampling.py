@@ -111,5 +111,5 @@ def test_by_name():
     assert particle.resampling_named(own) is own
     with pytest.raises(ValueError, match="no resampling scheme 'sistematic'; there are systematic"):
         particle.resampling_named("sistematic")
-    with pytest.raises(TypeError, match="name of a scheme .* or a function .*; got int"):
+    with pytest.raises(TypeError, match=r"name of a scheme .* or a function .*; got int"):
         particle.resampling_named(3)

@@ -110,6 +110,7 @@ class Kernel:
         self.threshold, self.ancestor = threshold, ancestor
 
     def first(self, random: Random, moment: Any, kept: Any) -> tuple[Cloud, tuple]:
+        """The cloud of the first moment, and what is reported of it."""
         particles = self.chain.start(random.propose, self.count, moment)
         particles = _with_kept(particles, kept)
         increments = self.chain.weigh_start(particles, moment)
@@ -120,6 +121,7 @@ class Kernel:
     def later(
         self, before: Cloud, random: Random, moment: Any, kept: Any
     ) -> tuple[Cloud, Ancestors, tuple]:
+        """The next cloud, its ancestors, and what is reported of it."""
         previous, log_weights, ancestors, resampled = self._select(before, random, moment, kept)
         particles = self.chain.propose(random.propose, previous, moment)
         particles = _with_kept(particles, kept)
