@@ -7,7 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from statespace.conditionals.discriminative import Discriminative
 from statespace.conditionals.finite import FiniteTransition
+from statespace.methods.discriminative_kalman import DiscriminativeKalman
 from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.kalman import Kalman
 from statespace.model import check_key, check_model
@@ -110,6 +112,7 @@ def _particles(smooths: bool) -> Any:
 _DEFAULTS = {
     "finite": lambda smooths: ForwardBackward(),
     "linear": lambda smooths: Kalman(),
+    "discriminative": lambda smooths: DiscriminativeKalman(),
     "other": _particles,
 }
 _KINDS: dict[Any, str] = {}
@@ -132,6 +135,8 @@ def _kind(model: Any) -> str:
 def _found(model: Any) -> str:
     if isinstance(model.transition, FiniteTransition):
         return "finite"
+    if isinstance(model.observation, Discriminative):
+        return "discriminative"
     return "other" if not_linear(model) else "linear"
 
 

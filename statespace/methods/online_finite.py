@@ -172,6 +172,14 @@ def _potential(
     observation: Any, history: Array | None, y: Array, step: Step, states: int
 ) -> Float[Array, " K"]:
     """``log p(y | state k)`` of one observation after its history."""
+    series, steps = recent(history, y, step)
+    return log_potentials(observation, series, steps, states)[-1]
+
+
+def recent(
+    history: Float[Array, "p m"] | None, y: Float[Array, " m"], step: Step
+) -> tuple[Series, Step]:
+    """The last observations as a recording, of which only the last moment counts, and its steps."""
     rows = y[None] if history is None else jnp.concatenate([history[::-1], y[None]])
     count = len(rows)
     steps = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), step)
@@ -186,4 +194,4 @@ def _potential(
         dt=None,
         labels=None,
     )
-    return log_potentials(observation, series, steps, states)[-1]
+    return series, steps

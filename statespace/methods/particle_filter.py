@@ -16,7 +16,7 @@ from statespace.chains.particle.resampling import resampling_named
 from statespace.conditionals.finite import FiniteTransition
 from statespace.methods.particle_checks import check_data
 from statespace.methods.particle_lowering import lower, states_of
-from statespace.model import state_names
+from statespace.model import Step, state_names
 from statespace.particle_posterior import ParticlePosterior
 from statespace.series import Panel, Series
 
@@ -67,9 +67,9 @@ class ParticleMethod(eqx.Module):
         """Refuse what cannot be run, before anything is traced."""
         check_data(model, data)
 
-    def lower(self, model: Any, series: Series) -> particle.Chain:
-        """The particle chain of a model on a recording."""
-        return lower(model, series, self.proposal)
+    def lower(self, model: Any, series: Series, steps: Step | None = None) -> particle.Chain:
+        """The particle chain of a model on a recording, whose steps may be others than its own."""
+        return lower(model, series, self.proposal, steps)
 
     def run(
         self, model: Any, series: Series, observer: particle.types.Observer | None = None

@@ -11,8 +11,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains.particle.types import Chain, Particles
 from statespace.conditionals import aggregates
-from statespace.conditionals.affine import AffineGaussian
-from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.conditionals.finite import FiniteTransition
 from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.methods.particle_laws import (
@@ -30,6 +28,7 @@ from statespace.methods.particle_laws import (
     over_time,
 )
 from statespace.methods.potentials import log_potentials, with_history
+from statespace.methods.transition_bounds import bound_of
 from statespace.model import Step
 from statespace.series import Series
 
@@ -68,10 +67,20 @@ class Bootstrap(eqx.Module):
     def chain(self, moments: Moment) -> Chain:
         """As the recursions take it."""
         density = self.transition.log_prob if self.transition.has_density else None
-        return Chain(moments, self.start, self.weigh_start, self.propose, self.weigh, density)
+        return Chain(
+            moments,
+            self.start,
+            self.weigh_start,
+            self.propose,
+            self.weigh,
+            density,
+            bound=bound_of(self.transition, at(moments.step, 0)),
+        )
 
 
-def lower(model: Any, series: Series, proposal: Any = "bootstrap") -> Chain:
+def lower(
+    model: Any, series: Series, proposal: Any = "bootstrap", steps: Step | None = None
+) -> Chain:
     """The particle chain of a model on a recording.
 
     Its moments are :class:`~statespace.methods.particle_laws.Moment` rows, with ``step`` and ``y``.
@@ -80,18 +89,22 @@ def lower(model: Any, series: Series, proposal: Any = "bootstrap") -> Chain:
         model: anything with ``initial``, ``transition`` and ``observation``.
         series: the recording.
         proposal: how particles are moved: see :class:`~statespace.ParticleFilter`.
+        steps: the steps of the moments, where they are not those of the recording; they do not vary.
 
     Raises:
         TypeError: if the proposal cannot be derived from the model.
         ValueError: if the initial law is diffuse.
     """
-    clouds, moments = on_clouds(model, series)
+    clouds, moments = on_clouds(model, series, steps)
     return clouds.chain(moments)
 
 
-def on_clouds(model: Any, series: Series) -> tuple[Bootstrap, Moment]:
+def on_clouds(model: Any, series: Series, steps: Step | None = None) -> tuple[Bootstrap, Moment]:
     """The conditionals of a model for clouds of states, and the rows of a recording."""
-    steps, varies = steps_of(series)
+    if steps is None:
+        steps, varies = steps_of(series)
+    else:
+        varies = jax.tree.map(lambda _: False, steps)
     dtype = dtype_of(series, eqx.filter(model, eqx.is_array))
     initial = InitialLaw(initial_law(model, at(steps, 0)), dtype)
     like = initial.like
@@ -104,7 +117,7 @@ def on_clouds(model: Any, series: Series) -> tuple[Bootstrap, Moment]:
         law = lambda step: jumps(model.transition.matrix(step), dtype)
         constant, varying = over_time(law, steps, varies)
         transition, moments = FiniteLaw(constant), moments._replace(transition=varying)
-    elif isinstance(model.transition, AffineGaussian | LinearDiffusion):
+    elif hasattr(model.transition, "at"):
         law = lambda step: affine(model.transition, step, dtype)
         constant, varying = over_time(law, steps, varies)
         transition, moments = AffineTransition(constant), moments._replace(transition=varying)
@@ -118,7 +131,7 @@ def on_clouds(model: Any, series: Series) -> tuple[Bootstrap, Moment]:
         whole = None if parts is None else lambda x: aggregates.whole(parts, x)
         observation = TableObservation(whole)
         moments = moments._replace(observation=table.astype(dtype))
-    elif isinstance(model.observation, AffineGaussian):
+    elif hasattr(model.observation, "at"):
         constant, varying = _observed(model.observation, moments, varies, series.complete, dtype)
         observation = AffineObservation(constant, bool(series.complete))
         moments = moments._replace(observation=varying)
@@ -129,9 +142,7 @@ def on_clouds(model: Any, series: Series) -> tuple[Bootstrap, Moment]:
     return Bootstrap(initial, transition, observation), moments
 
 
-def _observed(
-    conditional: AffineGaussian, moments: Moment, varies: Step, complete: Any, dtype: Any
-) -> Any:
+def _observed(conditional: Any, moments: Moment, varies: Step, complete: Any, dtype: Any) -> Any:
     """The arrays of a linear Gaussian observation: those that never change, and those over time."""
     steps = moments.step._replace(history=None)
     constant, varying = over_time(lambda step: affine(conditional, step, dtype), steps, varies)

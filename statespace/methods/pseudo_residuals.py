@@ -34,7 +34,7 @@ def pseudo_residuals(
     states = jnp.arange(predicted.shape[1])
 
     def below(step: Step, y: Array, probs: Array) -> Array:
-        each = jax.vmap(lambda k: _cumulative(observation(k, step), y))(states)
+        each = jax.vmap(lambda k: cumulative(observation(k, step), y))(states)
         return probs @ each
 
     u = jax.vmap(below)(steps, jnp.where(jnp.isnan(y), 0, y), predicted)
@@ -42,7 +42,7 @@ def pseudo_residuals(
     return jnp.where(jnp.isnan(y), jnp.nan, ndtri(jnp.clip(u, tiny, 1 - tiny)))
 
 
-def _cumulative(law: Any, y: Float[Array, " m"]) -> Float[Array, " m"]:
+def cumulative(law: Any, y: Float[Array, " m"]) -> Float[Array, " m"]:
     """``P(Y <= y)`` of each channel by itself; of a discrete law the middle of ``P(Y < y)`` and that."""
     import numpyro.distributions as dist
 

@@ -1,0 +1,149 @@
+"""What forecasts share whose quantiles and scores are those of drawn paths."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from statespace.labels import Labels
+from statespace.model import Step
+from statespace.posterior import channel_names
+from statespace.scores import Score
+from statespace.series import as_series
+
+DRAWS = 4000  # paths behind quantiles, and behind moments where observations depend on earlier ones
+
+
+class SampledForecast(eqx.Module):
+    """The law of observations to come, from which paths can be drawn."""
+
+    if TYPE_CHECKING:  # subclasses have these as fields, in an order of their own
+        mean: Float[Array, "h m"]
+        times: Float[Array, " h"]
+        labels: Labels | None
+
+    @abstractmethod
+    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
+        """Paths of observations to come, drawn jointly over the moments."""
+
+    @abstractmethod
+    def log_scores(self, y: Float[Array, "h m"]) -> Float[Array, " h"]:
+        """Log density of each observation."""
+
+    def __len__(self) -> int:
+        return self.mean.shape[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the channels."""
+        return channel_names(self.labels, self.mean.shape[1])
+
+    def at(self, times: Array, labels: Labels | None) -> Self:
+        """The same with its moments and their names."""
+        return dataclasses.replace(self, times=times, labels=labels)
+
+    def quantile(self, q: Any, key: PRNGKeyArray | None = None) -> Float[Array, "*Q h m"]:
+        """Quantiles of each channel at each moment, from 4,000 paths.
+
+        Args:
+            q: a probability in (0, 1), or an array of them.
+            key: a PRNG key; default: a fixed one.
+
+        Raises:
+            ValueError: if a probability is not inside (0, 1).
+        """
+        levels = np.asarray(q, float)
+        if not ((levels > 0) & (levels < 1)).all():
+            raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
+        draws = self.sample(jax.random.key(0) if key is None else key, DRAWS)
+        return jnp.quantile(draws, jnp.asarray(levels, draws.dtype), axis=0)
+
+    def interval(self, level: float = 0.9) -> tuple[Float[Array, "h m"], Float[Array, "h m"]]:
+        """Bounds of the central interval with this probability, each ``(h, m)``."""
+        low, high = self.quantile([0.5 - level / 2, 0.5 + level / 2])
+        return low, high
+
+    def score(self, y: Any, levels: Sequence[float] = (0.5, 0.8, 0.95)) -> Score:
+        """Scores against what came: log score, CRPS, absolute error, coverage of intervals.
+
+        The log score is of each moment by itself where observations do not depend on earlier ones; CRPS and
+        coverage are those of 4,000 paths.
+
+        Args:
+            y: observations at the moments of the forecast, shape ``(h,)`` or ``(h, m)``, NaN where missing;
+                a pandas object is aligned by its index where the forecast has dates.
+            levels: probabilities of the central intervals whose coverage is counted.
+
+        Raises:
+            ValueError: if there is not one observation for each moment and channel.
+        """
+        index = None if self.labels is None else self.labels.index
+        if index is not None and type(y).__module__.split(".")[0] == "pandas":
+            y = y.reindex(index)
+        values = as_series(y).channels
+        if values.shape != self.mean.shape:
+            raise ValueError(
+                f"`y` must have shape {self.mean.shape}, one row for each moment of the forecast, got "
+                f"{values.shape}."
+            )
+        return _score(self, values, tuple(levels))
+
+
+def observations_on_paths(
+    observation: Any, posterior: Any, steps: Step, key: PRNGKeyArray, draws: int
+) -> Float[Array, "draws T m"]:
+    """Observations on drawn paths of the states; what was observed stays where later ones depend on it.
+
+    Args:
+        observation: the conditional.
+        posterior: of the states at all T moments, with ``sample`` and ``y``.
+        steps: of the moments.
+        key: a PRNG key.
+        draws: how many paths.
+    """
+    k1, k2 = jax.random.split(key)
+    paths = posterior.sample(k1, draws)
+    y, lags = posterior.y, getattr(observation, "lags", 0)
+
+    def draw(z: Any, step: Step, key: Array) -> Array:
+        return jnp.atleast_1d(observation(z, step).sample(key)).astype(y.dtype)
+
+    keys = jax.random.split(k2, (draws, len(y)))
+    if not lags:
+        return jax.vmap(jax.vmap(draw), in_axes=(0, None, 0))(paths, steps, keys)
+
+    def move(past: Array, at: tuple) -> tuple[Array, Array]:
+        z, step, key, seen = at
+        drawn = draw(z, step._replace(history=past), key)
+        value = jnp.where(jnp.isnan(seen), drawn, seen)
+        return jnp.concatenate([value[None], past[:-1]]), drawn
+
+    empty = jnp.full((lags, y.shape[1]), jnp.nan, y.dtype)
+    path = lambda z, keys: jax.lax.scan(move, empty, (z, steps, keys, y))[1]
+    return jax.vmap(path)(paths, keys)
+
+
+def _score(forecast: SampledForecast, y: Array, levels: tuple[float, ...]) -> Score:
+    draws = np.sort(np.asarray(forecast.sample(jax.random.key(0), DRAWS)), axis=0)
+    values = np.asarray(y)
+    # CRPS of the draws: E|X - y| - E|X - X'| / 2, the second by order statistics.
+    ranks = (2 * np.arange(1, DRAWS + 1) - DRAWS - 1)[:, None, None]
+    spread = (ranks * draws).sum(axis=0) / DRAWS**2
+    crps = np.abs(draws - values).mean(axis=0) - spread
+    tails = np.asarray([0.5 + s * level / 2 for level in levels for s in (-1, 1)])
+    bounds = np.quantile(draws, tails, axis=0).reshape(len(levels), 2, *values.shape)
+    return Score(
+        pointwise=np.asarray(forecast.log_scores(y)),
+        errors=values - np.asarray(forecast.mean),
+        crps_each=crps,
+        levels=levels,
+        inside=(bounds[:, 0] <= values) & (values <= bounds[:, 1]),
+    )
