@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from statespace import config, datasets, diagnostics, durations, emissions, plot
+from statespace import config, datasets, diagnostics, durations, emissions, functionals, plot
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.conditionals.discriminative import Discriminative
 from statespace.conditionals.factorial import FactorialKernel
 from statespace.conditionals.finite import (
     Categorical,
@@ -15,6 +16,7 @@ from statespace.conditionals.finite import (
 from statespace.conditionals.jump import RateMatrix
 from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.conditionals.switching import RegimeState, Switching
+from statespace.expectation import Expectation, expect
 from statespace.finite_forecast import MixtureForecast
 from statespace.finite_posterior import FinitePosterior
 from statespace.functionals import Additive
@@ -27,14 +29,24 @@ from statespace.learners.marginal_metropolis import ParticleMarginalMetropolis
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
 from statespace.learners.one_hot import OneHot, OneHotResult
+from statespace.learners.particle_gibbs import ParticleGibbsLearner
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.rate_priors import HierarchicalGamma
 from statespace.learners.result import ConvergenceWarning, FitResult
+from statespace.methods.backward_sampling import BackwardSampling
+from statespace.methods.discriminative_kalman import (
+    DiscriminativeKalman,
+    DiscriminativeOnline,
+    DiscriminativePosterior,
+)
 from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.kalman import Kalman
 from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
+from statespace.methods.online_particle import ParticleOnline, ParticleOnlineState
+from statespace.methods.paris import DegenerateStatisticsWarning, PaRIS
 from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
+from statespace.methods.particle_gibbs import ParisianParticleGibbs, ParticleGibbs, PathPosterior
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.bearings import BearingsOnly
@@ -78,6 +90,7 @@ from statespace.parameters import (
     supports,
     unconstrain,
 )
+from statespace.particle_forecast import ParticleForecast
 from statespace.particle_posterior import ParticlePosterior
 from statespace.passage import FirstPassage, first_passage
 from statespace.posterior import Forecast, GaussianPosterior, Signal
@@ -112,6 +125,7 @@ __all__ = [
     "SIR",
     "Additive",
     "AffineGaussian",
+    "BackwardSampling",
     "BearingsOnly",
     "Categorical",
     "ConstantAcceleration",
@@ -120,7 +134,13 @@ __all__ = [
     "ConvergenceWarning",
     "CrossValidation",
     "Cycle",
+    "DegenerateStatisticsWarning",
+    "Discriminative",
+    "DiscriminativeKalman",
+    "DiscriminativeOnline",
+    "DiscriminativePosterior",
     "DynamicFactor",
+    "Expectation",
     "FactorialHMM",
     "FactorialKernel",
     "FiniteKernel",
@@ -159,12 +179,20 @@ __all__ = [
     "Online",
     "OnlineState",
     "OrnsteinUhlenbeck",
+    "PaRIS",
     "Panel",
     "PanelPosterior",
+    "ParisianParticleGibbs",
     "ParticleFilter",
+    "ParticleForecast",
+    "ParticleGibbs",
+    "ParticleGibbsLearner",
     "ParticleMarginalMetropolis",
     "ParticleMethod",
+    "ParticleOnline",
+    "ParticleOnlineState",
     "ParticlePosterior",
+    "PathPosterior",
     "PosteriorResult",
     "RateMatrix",
     "RegimeState",
@@ -192,6 +220,7 @@ __all__ = [
     "diagnostics",
     "durations",
     "emissions",
+    "expect",
     "filter",
     "first_passage",
     "fit",
