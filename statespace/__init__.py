@@ -226,6 +226,7 @@ __all__ = [
     "fit",
     "forecast",
     "freeze",
+    "functionals",
     "log_likelihood",
     "online",
     "parameter",

@@ -84,7 +84,9 @@ def test_metropolis_steps_are_powers_of_a_kernel_that_keeps_the_backward_law(anc
     np.testing.assert_allclose(law, np.linalg.matrix_power(moves, 2)[ancestor], atol=1e-14)
 
 
-@pytest.mark.parametrize("kernel", [Exact(), Rejection(3), Metropolis(60)], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize(
+    "kernel", [Exact(), Rejection(3), Metropolis(60)], ids=lambda k: type(k).__name__
+)
 def test_draws_with_a_key_have_the_backward_law(kernel, key, dtype):
     """Bounds of 5 standard errors; the Metropolis law is then within 1e-6 of its limit."""
     states, draws = 4000, 5
@@ -141,7 +143,9 @@ def test_the_ends_of_the_unit_interval_find_no_particle_of_weight_zero(u):
     assert int(backward._pick(weights, u)[0]) == expected
 
 
-@pytest.mark.parametrize("kernel", [Exact(), Rejection(3), Metropolis(3)], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize(
+    "kernel", [Exact(), Rejection(3), Metropolis(3)], ids=lambda k: type(k).__name__
+)
 def test_a_state_that_no_particle_can_have_led_to_keeps_its_ancestor(kernel, key):
     impossible = Chain(
         None,
@@ -165,6 +169,17 @@ def test_what_a_kernel_needs_of_a_chain(key):
     unbounded = Chain(None, None, None, None, None, transition=log_density)
     with pytest.raises(ValueError, match=r"need `bound` of the chain.*Metropolis and Exact do not"):
         Rejection()(key, unbounded, *at)
-    assert isinstance(backward.kernel_for(unbounded, 1000), Metropolis)
-    assert isinstance(backward.kernel_for(CHAIN, 1000), Rejection)
-    assert isinstance(backward.kernel_for(unbounded, 100), Exact)
+
+
+def test_kernels_by_name():
+    unbounded = Chain(None, None, None, None, None, transition=log_density)
+    named = backward.kernel_named
+    assert isinstance(named("auto", unbounded, 1000), Metropolis)
+    assert isinstance(named("auto", CHAIN, 1000), Rejection)
+    assert isinstance(named("auto", CHAIN, 100), Exact)
+    assert isinstance(named("exact", CHAIN, 1000), Exact)
+    assert named(Metropolis(3), CHAIN, 10) == Metropolis(3)
+    with pytest.raises(ValueError, match=r"no backward kernel 'best'; there are exact, rejection"):
+        named("best", CHAIN, 10)
+    with pytest.raises(TypeError, match=r"must be a name \(exact.* got 3"):
+        named(3, CHAIN, 10)

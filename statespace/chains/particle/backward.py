@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from statespace.chains.particle.recursion import take
+from statespace.chains.particle.resampling import is_key
 from statespace.chains.particle.types import Chain, Cloud, Particles
 
 AT_ONCE = {"cpu": 2**16, "gpu": 2**24, "tpu": 2**24}
@@ -175,16 +177,33 @@ class Rejection(Backward):
         return _finish(number, done, last, chain, moment, cloud, states, ancestors)
 
 
-def kernel_for(chain: Chain, particles: int) -> Backward:
-    """The kernel that suits a chain: sums for few particles, else rejection where a bound is known."""
-    if particles <= SMALL:
-        return Exact()
-    return Metropolis() if chain.bound is None else Rejection()
+KERNELS = {"exact": Exact, "rejection": Rejection, "metropolis": Metropolis}
+"""The kernels by name."""
 
 
-def take(particles: Particles, numbers: Int[Array, "*batch"]) -> Particles:
-    """The particles of these numbers."""
-    return jax.tree.map(lambda x: x[numbers], particles)
+def kernel_named(kernel: str | Backward, chain: Chain, particles: int) -> Backward:
+    """A kernel by its name; "auto": sums for few particles, else rejection where a bound is known.
+
+    Raises:
+        ValueError: if there is no kernel of this name.
+        TypeError: if it is neither a name nor a kernel.
+    """
+    if isinstance(kernel, Backward):
+        return kernel
+    if not isinstance(kernel, str):
+        raise TypeError(
+            f"a backward kernel must be a name ({', '.join(KERNELS)}, auto) or one of "
+            f"statespace.chains.particle.backward, got {kernel!r}."
+        )
+    if kernel == "auto":
+        if particles <= SMALL:
+            return Exact()
+        return Metropolis() if chain.bound is None else Rejection()
+    if kernel not in KERNELS:
+        raise ValueError(
+            f"there is no backward kernel {kernel!r}; there are {', '.join(KERNELS)}, auto."
+        )
+    return KERNELS[kernel]()
 
 
 def inverse(weights: Float[Array, " N"]) -> Callable[[Array], Int[Array, "*batch"]]:
@@ -207,7 +226,7 @@ class _Uniforms:
         self.random, self.shape, self.dtype = random, shape, dtype
 
     def __call__(self, k: Any) -> Float[Array, "draws M"]:
-        if jnp.issubdtype(self.random.dtype, jnp.floating):
+        if not is_key(self.random):
             return self.random[k].reshape(self.shape)
         key = jax.random.fold_in(self.random, k)
         return jax.random.uniform(key, self.shape, self.dtype)
@@ -217,8 +236,8 @@ def _density(
     chain: Chain, moment: Any, cloud: Cloud, states: Particles
 ) -> Callable[[Array], Float[Array, "draws M"]]:
     """The log density of the states from the particles of given numbers ``(draws, M)``."""
-    one = lambda numbers: chain.transition(take(cloud.particles, numbers), states, moment)  # type: ignore[misc]
-    return jax.vmap(one)
+    one = lambda numbers: chain.transition(take(cloud.particles, numbers), states, moment)  # type:
+    ignore[misc] return jax.vmap(one)
 
 
 def _summed(

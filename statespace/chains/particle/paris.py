@@ -1,8 +1,8 @@
 """Expectations of additive functionals while a filter runs: PaRIS (Olsson & Westerborn 2017, algorithm 2).
 
 Each particle carries a statistic, an estimate of ``E[h(x_{0:t}) | x_t = particle, y_{0:t}]``. That of a new
-particle is the mean of the statistics of a few particles, drawn by the backward kernel, from which it may have
-come. Drawn twice or more the statistics stay mixed; with one draw they degenerate as the genealogy does.
+particle is the mean of the statistics of a few particles, drawn by the backward kernel, from which it may
+have come. Drawn twice or more the statistics stay mixed; with one draw they degenerate as the genealogy does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from statespace.chains.particle.backward import Backward, take
+from statespace.chains.particle.backward import Backward
+from statespace.chains.particle.recursion import take
 from statespace.chains.particle.types import Chain, Cloud, Observer, Particles, Passage
 
 
@@ -102,8 +103,8 @@ class Genealogy(NamedTuple):
 
     Attributes:
         clouds: with a leading axis of T.
-        numbers: of each particle the numbers of particles of the moment before; those of the first moment mean
-            nothing.
+        numbers: of each particle the numbers of particles of the moment before; those of the first moment
+            mean nothing.
     """
 
     clouds: Cloud
@@ -111,7 +112,7 @@ class Genealogy(NamedTuple):
 
 
 def recorder(chain: Chain, kernel: Backward, draws: int = 2) -> Observer:
-    """An observer that keeps what PaRIS draws, a :class:`Genealogy`: O(N T) memory, any functional after it."""
+    """An observer that gives out what PaRIS draws, a :class:`Genealogy`: O(N T) memory."""
 
     def first(random: Any, cloud: Cloud, moment: Any) -> tuple[None, Genealogy]:
         own = jnp.arange(len(cloud.log_weights), dtype=jnp.int32)

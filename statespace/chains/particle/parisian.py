@@ -1,13 +1,13 @@
 """Conditional particle filters that draw paths: particle Gibbs, and PaRIS within it.
 
 A conditional particle filter keeps one path among its particles. What it draws in turn, a path through its
-particles, has the smoothing law if the kept one had (Andrieu, Doucet & Holenstein 2010); so has in expectation
-what PaRIS makes of the same particles (the Parisian particle Gibbs sampler: Cardoso, Moulines & Olsson 2023).
+particles, has the smoothing law if the kept one had (Andrieu, Doucet & Holenstein 2010); so has in
+expectation what PaRIS makes of the same particles (the Parisian particle Gibbs sampler: Cardoso, Moulines &
+Olsson 2023).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from statespace.chains.particle.backward import Backward, Exact, inverse, take
+from statespace.chains.particle.backward import Backward, Exact, inverse
 from statespace.chains.particle.paris import Sums, estimate, start, trace, update
-from statespace.chains.particle.recursion import history, keys, run
+from statespace.chains.particle.recursion import history, keys, run, take
 from statespace.chains.particle.resampling import is_key
-from statespace.chains.particle.types import Chain, Cloud, Observer, Particles, Passage, Random
+from statespace.chains.particle.types import Chain, Cloud, Observer, Particles, Passage
 
 
 class Trajectories(NamedTuple):
@@ -100,12 +100,10 @@ class Move(NamedTuple):
     Attributes:
         path: the new path, T states.
         moved: at which moments its particle is another than the old path's, shape ``(T,)``.
-        log_likelihood: log of the conditional filter's normalising constant.
     """
 
     path: Particles
     moved: Bool[Array, " T"]
-    log_likelihood: Array
 
 
 def conditional_move(
@@ -119,9 +117,9 @@ def conditional_move(
         chain: the Feynman–Kac model.
         path: T states.
         settings: how the filter runs.
-        selection: "backward": the path is drawn backwards (Whiteley 2010); "ancestor": the kept path's ancestors
-            are drawn anew on the way (Lindsten, Jordan & Schön 2014), and the path is a lineage; "lineage":
-            a lineage alone (Andrieu, Doucet & Holenstein 2010), which hardly moves at early moments.
+        selection: "backward": the path is drawn backwards (Whiteley 2010); "ancestor": the kept path's
+            ancestors are drawn anew on the way (Lindsten, Jordan & Schön 2014), and the path is a lineage;
+            "lineage": a lineage alone (Andrieu, Doucet & Holenstein 2010), which hardly moves at early moments.
     """
     if is_key(random):
         own, rest = jax.random.split(random)
@@ -144,7 +142,7 @@ def conditional_move(
         last = _one(random[1], filtered.last)
         new, chosen = trace(kept.clouds, kept.ancestors, last)
     new = jax.tree.map(lambda x: x[:, 0], new)
-    return Move(new, chosen[:, 0] != 0, filtered.log_likelihood)
+    return Move(new, chosen[:, 0] != 0)
 
 
 def ancestor_of(chain: Chain, random: Any, before: Cloud, state: Any, moment: Any) -> Array:
@@ -177,7 +175,12 @@ class Sweep(NamedTuple):
 
 
 def parisian_sweep(
-    random: Any, chain: Chain, path: Particles | None, sums: Sums, settings: Settings, draws: int = 2
+    random: Any,
+    chain: Chain,
+    path: Particles | None,
+    sums: Sums,
+    settings: Settings,
+    draws: int = 2,
 ) -> Sweep:
     """PaRIS with one path kept among the particles; then a new path (Cardoso, Moulines & Olsson 2023).
 
@@ -226,17 +229,3 @@ def _with_paths(chain: Chain, sums: Sums, kernel: Backward, draws: int) -> Obser
         return new, Trajectories(after, numbers[:, 0])
 
     return Observer(first, later)
-
-
-def sweeps(
-    key: Array, path: Any, count: int, sweep: Callable[..., tuple[Any, Any]]
-) -> tuple[Any, Any]:
-    """Many sweeps, one after the other: the last path, and what each gave out.
-
-    Args:
-        key: a PRNG key.
-        path: where to begin.
-        count: how many.
-        sweep: ``(key, path) -> (path, out)``.
-    """
-    return jax.lax.scan(lambda path, key: sweep(key, path), path, jax.random.split(key, count))

@@ -32,8 +32,8 @@ class Chain(eqx.Module):
         look_ahead: ``(particles, moment) -> (N,)``: how likely each particle is to explain the next moment's
             observation, in logarithms; ancestors are then drawn accordingly and the weights corrected (the
             auxiliary particle filter, Pitt & Shephard 1999). None: ancestors are drawn by their weights.
-        bound: ``(previous, moment) -> (N,)``: the greatest value of ``log p(x' | x)`` over all ``x'``, of each
-            ``x``; None where it is not known. Backward draws by rejection need it.
+        bound: ``(previous, moment) -> (N,)``: the greatest value of ``log p(x' | x)`` over all ``x'``, of
+            each ``x``; None where it is not known. Backward draws by rejection need it.
     """
 
     moments: Any
