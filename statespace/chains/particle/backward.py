@@ -236,8 +236,9 @@ def _density(
     chain: Chain, moment: Any, cloud: Cloud, states: Particles
 ) -> Callable[[Array], Float[Array, "draws M"]]:
     """The log density of the states from the particles of given numbers ``(draws, M)``."""
-    one = lambda numbers: chain.transition(take(cloud.particles, numbers), states, moment)  # type:
-    ignore[misc] return jax.vmap(one)
+    transition = chain.transition
+    assert transition is not None
+    return jax.vmap(lambda numbers: transition(take(cloud.particles, numbers), states, moment))
 
 
 def _summed(
@@ -249,12 +250,13 @@ def _summed(
     ancestors: Int[Array, " M"],
 ) -> Int[Array, "draws M"]:
     """Draws by sums over the cloud, for a block of states at a time."""
-    count = len(cloud.log_weights)
+    count, transition = len(cloud.log_weights), chain.transition
+    assert transition is not None
 
     def one(at: tuple[Array, Particles, Array]) -> Int[Array, " draws"]:
         u, state, ancestor = at
         every = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state)
-        weights = cloud.log_weights + chain.transition(cloud.particles, every, moment)  # type: ignore[misc]
+        weights = cloud.log_weights + transition(cloud.particles, every, moment)
         greatest = jnp.max(weights)
         found = _pick(jnp.exp(weights - _finite(greatest)), u)
         return jnp.where(jnp.isfinite(greatest), found, ancestor).astype(jnp.int32)

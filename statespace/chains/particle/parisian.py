@@ -119,7 +119,7 @@ def conditional_move(
         settings: how the filter runs.
         selection: "backward": the path is drawn backwards (Whiteley 2010); "ancestor": the kept path's
             ancestors are drawn anew on the way (Lindsten, Jordan & Schön 2014), and the path is a lineage;
-            "lineage": a lineage alone (Andrieu, Doucet & Holenstein 2010), which hardly moves at early moments.
+            "lineage": a lineage alone (Andrieu, Doucet & Holenstein 2010), which hardly moves in the past.
     """
     if is_key(random):
         own, rest = jax.random.split(random)
