@@ -43,6 +43,7 @@ from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.kalman import Kalman
 from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
+from statespace.methods.online_paris import ParisOnline, ParisOnlineState
 from statespace.methods.online_particle import ParticleOnline, ParticleOnlineState
 from statespace.methods.paris import DegenerateStatisticsWarning, PaRIS
 from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
@@ -182,6 +183,8 @@ __all__ = [
     "PaRIS",
     "Panel",
     "PanelPosterior",
+    "ParisOnline",
+    "ParisOnlineState",
     "ParisianParticleGibbs",
     "ParticleFilter",
     "ParticleForecast",

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.chains import finite
+from statespace.learners import tuned_moves
 from statespace.learners.likelihood import bare, recordings
 from statespace.learners.nuts import dispersed, likelihood_and_prior, values_of_draws
 from statespace.learners.posterior_result import PosteriorResult
@@ -18,6 +19,7 @@ from statespace.learners.priors import Priors, checked_priors
 from statespace.learners.problem import Problem, check_start, moved
 from statespace.learners.result import FitResult
 from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.tuned_moves import Draw, Settings, Tuned
 from statespace.methods.forward_backward import ForwardBackward
 
 _BLOCK = 50  # sweeps in one call of the compiled loop
@@ -117,64 +119,16 @@ class Gibbs(eqx.Module):
         ).warn_unless_converged()
 
 
-class Settings(NamedTuple):
-    """What the compiled sampler depends on."""
-
-    warmup: int
-    steps: int
-    target_accept: float
-
-
-class Draw(NamedTuple):
-    """One draw and what is known of how it came about; the names are those of ArviZ' sample statistics."""
-
-    z: Array
-    lp: Array
-    acceptance_rate: Array
-    diverging: Array
-    step_size: Array
-
-
 class Sweep(NamedTuple):
-    """A chain under way.
+    """A chain under way: its parameters, and the source of randomness."""
 
-    Attributes:
-        z: the unconstrained parameters.
-        scale: variance of each, as far as the warm-up has found.
-        tuning: of the step size.
-        mean: of the draws of the warm-up that ``scale`` is being learned from.
-        square: sum of their squared deviations.
-        index: sweeps made.
-        last: what is known of the last move.
-        key: source of randomness.
-    """
-
-    z: Float[Array, " p"]
-    scale: Float[Array, " p"]
-    tuning: Any
-    mean: Float[Array, " p"]
-    square: Float[Array, " p"]
-    index: Int[Array, ""]  # type: ignore[assignment]  # not the method of tuples
-    last: Draw
+    parameters: Tuned
     key: PRNGKeyArray
-
-
-def _tuner(settings: Settings) -> Any:
-    from blackjax.adaptation.step_size import dual_averaging_adaptation
-
-    return dual_averaging_adaptation(settings.target_accept)
 
 
 @eqx.filter_jit
 def _begin(z: Array, keys: PRNGKeyArray, settings: Settings) -> Sweep:
-    def one(z: Array, key: PRNGKeyArray) -> Sweep:
-        zero = jnp.zeros((), z.dtype)
-        last = Draw(z, zero, zero, jnp.zeros((), bool), zero)
-        tuning = _tuner(settings)[0](jnp.asarray(0.1, z.dtype))
-        scale, nothing = jnp.ones_like(z), jnp.zeros_like(z)
-        return Sweep(z, scale, tuning, nothing, nothing, jnp.asarray(0), last, key)
-
-    return jax.vmap(one)(z, keys)
+    return Sweep(jax.vmap(lambda z: tuned_moves.begin(z, settings))(z), keys)
 
 
 @eqx.filter_jit
@@ -182,18 +136,15 @@ def _advance(
     problem: Problem, state: Sweep, settings: Settings, count: Array
 ) -> tuple[Sweep, Draw]:
     """``count`` sweeps of every chain, in buffers of a fixed length."""
-    return sweeps(
-        jax.vmap(lambda s: _sweep(problem, settings, s)), lambda s: s.last, state, count, _BLOCK
-    )
+    step = jax.vmap(lambda s: _sweep(problem, settings, s))
+    return sweeps(step, lambda s: s.parameters.last, state, count, _BLOCK)
 
 
 def _sweep(problem: Problem, settings: Settings, state: Sweep) -> Sweep:
     """Draw the paths given the parameters, then move the parameters given the paths."""
-    from blackjax.mcmc import hmc
-
-    key, key_paths, key_move, key_jitter = jax.random.split(state.key, 4)
+    key, key_paths, key_move = jax.random.split(state.key, 3)
     series, within = recordings(problem.data)
-    paths = _paths(problem, state.z, key_paths)
+    paths = _paths(problem, state.parameters.z, key_paths)
 
     def density(z: Array) -> Array:
         model = problem.place(z)
@@ -201,32 +152,7 @@ def _sweep(problem: Problem, settings: Settings, state: Sweep) -> Sweep:
         complete = jnp.sum(jax.vmap(one)(series, paths, within))
         return (complete + problem.log_prior(z, volume=True)).astype(z.dtype)
 
-    _, update, final = _tuner(settings)
-    tuned = state.index >= settings.warmup
-    size = jnp.where(tuned, final(state.tuning), jnp.exp(state.tuning.log_step_size))
-    # A random length of the trajectory keeps it from returning to where it began.
-    jittered = size * jax.random.uniform(key_jitter, minval=0.8, maxval=1.2, dtype=state.z.dtype)
-    move = hmc.build_kernel()
-    begin = hmc.init(state.z, density)
-    after, known = move(key_move, begin, density, jittered, state.scale, settings.steps)
-    z = after.position
-    last = Draw(z, after.logdensity, known.acceptance_rate, known.is_divergent, size)
-
-    # The scales are those of the second quarter of the warm-up; the step size is then tuned anew.
-    half = settings.warmup // 2
-    learning = (state.index >= half // 2) & (state.index < half)
-    seen = jnp.where(learning, state.index - half // 2 + 1, 1).astype(z.dtype)
-    mean = jnp.where(learning, state.mean + (z - state.mean) / seen, state.mean)
-    square = jnp.where(learning, state.square + (z - state.mean) * (z - mean), state.square)
-    switch = state.index == half - 1
-    learned = half - half // 2
-    variance = (square + 1e-3 * 5) / (learned + 5)  # as Stan: towards 1e-3 while draws are few
-    tuning = update(state.tuning, known.acceptance_rate)
-    again = _tuner(settings)[0](jnp.asarray(0.5, z.dtype))
-    keep = lambda new, old: jnp.where(tuned, old, jnp.where(switch, new, old))
-    tuning = jax.tree.map(lambda t, old: jnp.where(tuned, old, t), tuning, state.tuning)
-    tuning = jax.tree.map(lambda a, t: keep(jnp.asarray(a, jnp.result_type(t)), t), again, tuning)
-    return Sweep(z, keep(variance, state.scale), tuning, mean, square, state.index + 1, last, key)
+    return Sweep(tuned_moves.move(key_move, density, state.parameters, settings), key)
 
 
 def _paths(problem: Problem, z: Array, key: PRNGKeyArray) -> Int[Array, "S T"]:

@@ -32,10 +32,12 @@ class PosteriorResult(FitResult):
 
     Attributes:
         draws: parameter name to draws, shape ``(chains, draws, *shape)``, on the parameter's own scale.
-        statistics: of the sampler, each ``(chains, draws)``: lp, n_steps, acceptance_rate, diverging,
-            energy, step_size.
+        statistics: of the sampler, each ``(chains, draws)``, those of lp, n_steps, acceptance_rate,
+            diverging, energy and step_size that it has.
         r_hat: split R-hat of each parameter, of its shape; 1 when the chains agree.
         effective: effective number of draws of each parameter, of its shape.
+        states: draws of the states, ``(chains, draws, S, T, ...)`` for S recordings, where the sampler
+            drew and was to keep them, else None.
     """
 
     draws: dict[str, Float[np.ndarray, "chains draws ..."]]
@@ -43,6 +45,7 @@ class PosteriorResult(FitResult):
     r_hat: dict[str, np.ndarray]
     effective: dict[str, np.ndarray]
     _unconstrained: np.ndarray
+    states: Any = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
     def from_draws(
@@ -56,8 +59,11 @@ class PosteriorResult(FitResult):
         statistics: dict[str, np.ndarray],
         log_likelihood: float,
         log_prior: float,
+        log_likelihood_variance: float | None = None,
+        complaint: str | None = None,
+        states: Any = None,
     ) -> PosteriorResult:
-        """Diagnose the draws and put the result together."""
+        """Diagnose the draws and put the result together; a complaint of the sampler's own comes last."""
         from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
         with np.errstate(
@@ -73,7 +79,8 @@ class PosteriorResult(FitResult):
             {k: v.std(axis=(0, 1), ddof=1) for k, v in draws.items()},
             np.atleast_2d(np.cov(flat.T)),
         )
-        reason = _complaint(r_hat, effective, statistics["diverging"])
+        diverging = statistics.get("diverging", np.zeros((chains, count), bool))
+        reason = _complaint(r_hat, effective, diverging) or complaint
         return cls(
             model=problem.model,
             data=data,
@@ -91,6 +98,8 @@ class PosteriorResult(FitResult):
             r_hat=r_hat,
             effective=effective,
             _unconstrained=unconstrained,
+            log_likelihood_variance=log_likelihood_variance,
+            states=states,
         )
 
     def interval(self, level: float = 0.95) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -107,7 +116,8 @@ class PosteriorResult(FitResult):
     def summary(self, level: float = 0.95) -> str:
         """A readable table: posterior mean, standard deviation, limits, effective draws and R-hat."""
         facts = [fact for fact in self._facts() if fact[0] not in ("AIC", "BIC")]
-        facts.append(("Divergences", str(int(self.statistics["diverging"].sum()))))
+        if "diverging" in self.statistics:
+            facts.append(("Divergences", str(int(self.statistics["diverging"].sum()))))
         limits = self.interval(level)
         lower, upper = f"{50 * (1 - level):g} %", f"{50 * (1 + level):g} %"
         rows = []

@@ -45,6 +45,8 @@ class FitResult:
             block of them.
         uncertainty: standard errors and covariance, or None where none were asked for.
         starts: the traces of all starts, where EM made several; ``trace`` is that of the best.
+        log_likelihood_variance: variance of the logarithm of a single estimate, where the log likelihood is
+            estimated by particles; None where it is exact.
     """
 
     model: Any
@@ -59,6 +61,7 @@ class FitResult:
     uncertainty: Uncertainty | None
     _problem: Problem
     starts: tuple[np.ndarray, ...] | None = dataclasses.field(default=None, kw_only=True)
+    log_likelihood_variance: float | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
@@ -148,11 +151,14 @@ class FitResult:
         return "\n".join(lines)
 
     def _facts(self) -> list[tuple[str, str]]:
+        height = f"{self.log_likelihood:.4f}"
+        if self.log_likelihood_variance is not None:
+            height += f" (one estimate: ± {self.log_likelihood_variance**0.5:.2g})"
         facts = [
             ("Model", model_name(self.model)),
             ("Learner", self.learner),
             ("Observations", _counted(self.data)),
-            ("Log likelihood", f"{self.log_likelihood:.4f}"),
+            ("Log likelihood", height),
             ("AIC", f"{self.aic:.3f}"),
             ("BIC", f"{self.bic:.3f}"),
             ("Converged", f"{'yes' if self.converged else 'NO'} ({self.reason})"),

@@ -1,0 +1,65 @@
+"""Particle marginal Metropolis–Hastings against the exact posterior on a grid."""
+
+import jax
+import numpy as np
+import pytest
+from linear_problem import FREE, PRIORS, model, on_a_grid, recordings
+
+import statespace as ss
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    learner = ss.ParticleMarginalMetropolis(warmup=300, samples=1000, chains=4)
+    method = ss.ParticleFilter(particles=150)
+    data, key = recordings(), jax.random.key(0)
+    return ss.fit(model(), data, learner=learner, priors=PRIORS, key=key, method=method)
+
+
+def test_moments_are_those_of_the_grid(drawn):
+    """Means within 5 Monte Carlo errors, standard deviations within a quarter."""
+    mean, sd = on_a_grid(recordings())
+    for i, name in enumerate(FREE):
+        draws, effective = drawn.draws[name], float(drawn.effective[name].squeeze())
+        assert effective > 200
+        assert abs(draws.mean() - mean[i]) < 5 * sd[i] / effective**0.5
+        np.testing.assert_allclose(draws.std(), sd[i], rtol=0.25)
+
+
+def test_what_is_reported(drawn):
+    assert 0.1 < drawn.statistics["accepted"].mean() < 0.35  # tuned to 0.2
+    assert 0.1 < drawn.log_likelihood_variance < 4
+    exact = ss.log_likelihood(drawn.model, recordings())
+    error = np.sqrt(drawn.log_likelihood_variance / 32)
+    assert abs(drawn.log_likelihood - exact) < 5 * error
+    assert "one estimate: ±" in drawn.summary()
+    assert drawn.free == list(FREE)
+
+
+def test_too_few_particles_are_warned_of():
+    learner = ss.ParticleMarginalMetropolis(warmup=0, samples=4, chains=1)
+    sharp = ss.replace(model(), {"observation_scale": [0.02]})
+    method, key = ss.ParticleFilter(particles=5), jax.random.key(0)
+    with pytest.warns(ss.ConvergenceWarning):
+        fitted = ss.fit(
+            sharp, recordings()[1], learner=learner, priors=PRIORS, key=key, method=method
+        )
+    assert fitted.log_likelihood_variance > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"key": None}, ValueError, "give `fit` a `key`"),
+        ({"priors": None}, ValueError, "needs a prior for every free parameter"),
+        ({"method": ss.Kalman()}, TypeError, "use NUTS"),
+        ({"settings": {"samples": 2}}, ValueError, "`samples` must be at least 4"),
+        ({"settings": {"target_accept": 0.0}}, ValueError, "between 0 and 1"),
+    ],
+)
+def test_refused(arguments, error, message):
+    given = {"priors": PRIORS, "key": jax.random.key(0), "method": ss.ParticleFilter(10)}
+    given |= arguments
+    settings = given.pop("settings", {})
+    with pytest.raises(error, match=message):
+        ss.fit(model(), np.zeros(5), learner=ss.ParticleMarginalMetropolis(**settings), **given)
