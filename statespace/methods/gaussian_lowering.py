@@ -11,6 +11,7 @@ from jaxtyping import Array
 from statespace.chains import gaussian
 from statespace.conditionals.affine import AffineGaussian, Gaussian, psd_factor
 from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.conditionals.discriminative import Discriminative
 from statespace.model import Step
 from statespace.series import Series
 
@@ -69,8 +70,8 @@ class _Noise(NamedTuple):
     covariance: Array | None
 
 
-def linear(model: Any, name: str) -> Any:
-    """The named conditional, if it can be made affine Gaussian at every step."""
+def linear(model: Any, name: str, method: str = "Kalman") -> Any:
+    """The named conditional, if it can be made affine Gaussian at every step, as the method needs it."""
     conditional = getattr(model, name, None)
     if conditional is None:
         raise TypeError(
@@ -82,10 +83,15 @@ def linear(model: Any, name: str) -> Any:
             "Kalman does not fit this model: its `observation` is a LinearDiffusion, which says how a state "
             "moves over an interval; exact inference needs an AffineGaussian there."
         )
+    if isinstance(conditional, Discriminative):
+        raise TypeError(
+            f"Kalman does not fit this model: its `{name}` is Discriminative, p(x | y) in place of p(y | x); "
+            "the method that fits is DiscriminativeKalman()."
+        )
     if not hasattr(conditional, "at"):
         kinds = "AffineGaussian" + (" or LinearDiffusion" if name == "transition" else "")
         raise TypeError(
-            f"Kalman does not fit this model: its `{name}` is a {type(conditional).__name__}, of which "
+            f"{method} does not fit this model: its `{name}` is a {type(conditional).__name__}, of which "
             f"nothing is known but the distributions that it returns; exact inference needs {kinds}."
         )
     return conditional
@@ -122,27 +128,42 @@ def check_shapes(
     initial: Gaussian, transition: Any, observation: Any, series: Series, step: Step
 ) -> None:
     """Refuse conditionals that do not fit each other or the recording, before anything is traced."""
-    n = initial.mean.shape[0]
-    m = series.channels.shape[1]
-    for name, conditional, rows in (("transition", transition, n), ("observation", observation, m)):
-        here = _shapes_at(name, conditional, step)
-        if here.matrix.shape == (rows, n):
-            continue
-        if name == "observation" and here.matrix.shape[-1] == n:
-            raise ValueError(
-                f"the data have {m} channel{'s' * (m != 1)} (shape {series.y.shape}), but `observation` of "
-                f"the model gives {here.matrix.shape[0]} (its matrix has shape {here.matrix.shape})."
-            )
+    check_transition(initial, transition, step)
+    n, m = initial.mean.shape[0], series.channels.shape[1]
+    here = _shapes_at("observation", observation, step).matrix.shape
+    if here[-1] != n:
+        raise _misfit("observation", here, n, m)
+    if here != (m, n):
         raise ValueError(
-            f"`{name}` of the model has a matrix of shape {here.matrix.shape}, but `initial` says that the "
-            f"state has {n} coordinates: expected ({rows}, {n})."
+            f"the data have {m} channel{'s' * (m != 1)} (shape {series.y.shape}), but `observation` of "
+            f"the model gives {here[0]} (its matrix has shape {here})."
         )
+    check_diffuse(initial, series)
+
+
+def check_transition(initial: Gaussian, transition: Any, step: Step) -> None:
+    """Refuse a transition that does not fit the initial law."""
+    n = initial.mean.shape[0]
+    here = _shapes_at("transition", transition, step).matrix.shape
+    if here != (n, n):
+        raise _misfit("transition", here, n, n)
+
+
+def check_diffuse(initial: Gaussian, series: Series) -> None:
+    """Refuse more diffuse directions than there are observations."""
     q = 0 if initial.diffuse is None else initial.diffuse.shape[1]
     if series.channels.size < q:
         raise ValueError(
             f"`y` of shape {series.y.shape} cannot determine the {q} diffuse directions of `initial`: "
             "record more moments, or give them a proper prior, `Gaussian(mean, scale)`."
         )
+
+
+def _misfit(name: str, shape: tuple[int, ...], states: int, rows: int) -> ValueError:
+    return ValueError(
+        f"`{name}` of the model has a matrix of shape {shape}, but `initial` says that the "
+        f"state has {states} coordinates: expected ({rows}, {states})."
+    )
 
 
 def _shapes_at(name: str, conditional: Any, step: Step) -> Any:

@@ -79,7 +79,13 @@ class GaussianMethod(eqx.Module):
 
     def posterior(self, model: Any, series: Series, kind: Any) -> GaussianPosterior:
         """The law of the states: "filtered" or "smoothed"."""
-        chain, how = self.lower(model, series)
+        return self.posterior_of(model, series, self.lower(model, series), kind)
+
+    def posterior_of(
+        self, model: Any, series: Series, lowered: Lowered, kind: Any
+    ) -> GaussianPosterior:
+        """The law of the states of a chain that has been made."""
+        chain, how = lowered
         state: Any
         if kind == "smoothed":
             filtered, state = gaussian.filter_and_smooth(chain, **how)

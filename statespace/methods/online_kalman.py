@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from statespace.chains.gaussian import diffuse
 from statespace.chains.gaussian.covariances import predict
 from statespace.chains.gaussian.step import evidence, gains, move
 from statespace.methods.gaussian_lowering import initial_law, linear, noise
-from statespace.methods.kalman import Kalman
+from statespace.methods.gaussian_method import GaussianMethod
 from statespace.model import Step
 
 
@@ -45,17 +46,41 @@ class OnlineState(NamedTuple):
     constant: Float[Array, ""]
 
 
-class Online(eqx.Module):
-    """A filter that is fed one observation at a time: see :func:`statespace.online`."""
+class Update(NamedTuple):
+    """What one observation makes of a predicted state: see :class:`OnlineState`.
+
+    ``constant`` and ``gram`` are what it adds; ``predicted_mean`` is of the observation.
+    """
+
+    columns: Float[Array, "n c"]
+    spread: Float[Array, "n n"]
+    constant: Float[Array, ""]
+    gram: Float[Array, "c c"]
+    predicted_mean: Float[Array, " m"]
+
+
+class Predicted(NamedTuple):
+    """A state before its observation, and what is known of the diffuse coefficients."""
+
+    columns: Float[Array, "n c"]
+    spread: Float[Array, "n n"]
+    known: diffuse.Partial
+
+
+class GaussianOnline(eqx.Module):
+    """A Gaussian filter that is fed one observation at a time; what an observation says is left open."""
 
     model: Any
-    method: Kalman
+    method: GaussianMethod
     dt: float = eqx.field(static=True)
 
     def __check_init__(self) -> None:
         initial_law(self.model, _first_step(self.dt))
-        for name in ("transition", "observation"):
-            linear(self.model, name)
+        linear(self.model, "transition", type(self.method).__name__)
+
+    @abstractmethod
+    def see(self, step: Step, predicted: Predicted, y: Array | None) -> Update:
+        """Update a predicted state by one observation; None is none."""
 
     @property
     def form(self) -> str:
@@ -104,6 +129,26 @@ class Online(eqx.Module):
         return _update(self, state, y, inputs, time)
 
 
+class Online(GaussianOnline):
+    """The Kalman filter, fed one observation at a time: see :func:`statespace.online`."""
+
+    def __check_init__(self) -> None:
+        linear(self.model, "observation")
+
+    def see(self, step: Step, predicted: Predicted, y: Array | None) -> Update:
+        """Update a predicted state by one observation; its missing entries are left out."""
+        sees, form = self.model.observation.at(step), self.form
+        columns, spread, known = predicted
+        y = jnp.full(sees.matrix.shape[0], jnp.nan, columns.dtype) if y is None else y
+        seen = gains(spread, sees.matrix, noise(sees, form), ~jnp.isnan(y), form)
+        residual = jnp.where(jnp.isnan(y), 0, y - sees.offset)
+        filtered, constant, gram = evidence(columns, residual, seen)
+        state, _ = diffuse.moments(columns, jnp.zeros_like(spread), known)
+        open_ = jnp.any(jnp.abs(sees.matrix @ columns[:, 1:] @ known.flat) > 0, axis=1)
+        mean = jnp.where(open_, jnp.nan, sees.matrix @ state + sees.offset)
+        return Update(filtered, seen.filtered, constant, gram, mean)
+
+
 def check_later(time: Any, state: Any) -> None:
     """Refuse a time that does not follow the previous observation's; traced ones pass.
 
@@ -123,15 +168,18 @@ def _first_step(dt: float) -> Step:
 
 @eqx.filter_jit
 def _update(
-    filter: Online, state: OnlineState, y: Array | None, inputs: Array | None, time: Array | None
+    filter: GaussianOnline,
+    state: OnlineState,
+    y: Array | None,
+    inputs: Array | None,
+    time: Array | None,
 ) -> OnlineState:
     model, form, dtype = filter.model, filter.form, state.mean.dtype
     time = state.time + filter.dt if time is None else time
     first = state.index < 0
     dt = jnp.where(first, filter.dt, time - state.time)
     step = Step(state.index + 1, time, dt, inputs)
-    law = initial_law(model, step)
-    moves, sees = model.transition.at(step), model.observation.at(step)
+    law, moves = initial_law(model, step), model.transition.at(step)
 
     start = law.mean[:, None]
     if law.diffuse is not None:
@@ -141,27 +189,21 @@ def _update(
     columns = jnp.where(first, start, move(state.columns, moves.matrix, moves.offset))
     spread = jnp.where(first, p0, predict(state.spread, moves.matrix, noise(moves, form), form))
 
-    m = sees.matrix.shape[0]
-    y = jnp.full(m, jnp.nan, dtype) if y is None else y
-    seen = gains(spread, sees.matrix, noise(sees, form), ~jnp.isnan(y), form)
-    residual = jnp.where(jnp.isnan(y), 0, y - sees.offset)
-    filtered, constant, gram = evidence(columns, residual, seen)
-    before = diffuse.integrate_identified(state.gram)
-    constant, gram = state.constant + constant, state.gram + gram
+    known = diffuse.integrate_identified(state.gram)
+    new = filter.see(step, Predicted(columns, spread, known), y)
+    constant, gram = state.constant + new.constant, state.gram + new.gram
     after = diffuse.integrate_identified(gram)
-    covariance = seen.filtered if form == "covariance" else seen.filtered @ seen.filtered.T
-    mean, covariance = diffuse.moments(filtered, covariance, after)
-    predicted, _ = diffuse.moments(columns, jnp.zeros_like(covariance), before)
-    open_ = jnp.any(jnp.abs(sees.matrix @ columns[:, 1:] @ before.flat) > 0, axis=1)
+    covariance = new.spread if form == "covariance" else new.spread @ new.spread.T
+    mean, covariance = diffuse.moments(new.columns, covariance, after)
     return OnlineState(
         mean=mean,
         covariance=covariance,
-        predicted_mean=jnp.where(open_, jnp.nan, sees.matrix @ predicted + sees.offset),
+        predicted_mean=new.predicted_mean,
         log_likelihood=constant + after.log_evidence,
         index=state.index + 1,
         time=time,
-        columns=filtered,
-        spread=seen.filtered,
+        columns=new.columns,
+        spread=new.spread,
         gram=gram,
         constant=constant,
     )

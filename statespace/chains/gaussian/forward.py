@@ -92,7 +92,7 @@ def forward(chain: Chain, form: Form, parallel: bool) -> Forward:
     if isinstance(p, Sites):
         constant = -vmap_moments(la.log_diagonal, gains.factor)
         gram = vmap_moments(
-            _site_gram, means.predicted, means.innovation, p.precision, p.shift, gains.gain
+            site_gram, means.predicted, means.innovation, p.precision, p.shift, gains.gain
         )
     else:
         dims = p.value.shape[1] if count is None else count
@@ -102,7 +102,7 @@ def forward(chain: Chain, form: Form, parallel: bool) -> Forward:
     return Forward(gains, means, constant, gram)
 
 
-def _site_gram(
+def site_gram(
     mean: Array, innovation: Array, precision: Array, shift: Array, gain: Array
 ) -> Array:
     """``log int N(x; m, P) exp(-x' L x / 2 + s' x) dx`` is ``-log|I + P L| / 2 - z' gram z / 2``."""

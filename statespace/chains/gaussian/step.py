@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float
 
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import update
-from statespace.chains.gaussian.forward import LOG_2PI, mask_noise
+from statespace.chains.gaussian.forward import LOG_2PI, mask_noise, site_gram
 from statespace.chains.gaussian.means import first_column
-from statespace.chains.gaussian.types import Form, Observed
+from statespace.chains.gaussian.types import Form, Observed, Sites
 
 
 class Seen(NamedTuple):
@@ -56,3 +56,21 @@ def evidence(
     white = la.solve_lower(seen.factor, innovation)
     constant = -la.log_diagonal(seen.factor) - 0.5 * LOG_2PI * seen.entries
     return columns + la.matmul(seen.gain, innovation), constant, la.t_matmul(white, white)
+
+
+def absorb_site(
+    columns: Float[Array, "n c"],
+    predicted: Float[Array, "n k"],
+    precision: Float[Array, "n n"],
+    shift: Float[Array, " n"],
+    form: Form,
+) -> tuple[Float[Array, "n c"], Float[Array, "n n"], Float[Array, ""], Float[Array, "c c"]]:
+    """The update by a potential in information form.
+
+    Returns:
+        Filtered columns, filtered covariance (or factor), and the log-density terms of :class:`Forward`.
+    """
+    filtered, gain, factor = update(Sites, form)(predicted, precision, precision)
+    innovation = first_column(shift, columns.shape[1]) - la.matmul(precision, columns)
+    gram = site_gram(columns, innovation, precision, shift, gain)
+    return columns + la.matmul(gain, innovation), filtered, -la.log_diagonal(factor), gram
