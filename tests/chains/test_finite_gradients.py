@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from statespace.chains import finite
+from statespace.chains.finite import scaled
 
 CASES = enumeration.cases()
 ORDINARY = [*list(CASES)[:2], *list(CASES)[3:7]]
@@ -22,6 +23,27 @@ def chain_of(arrays, dtype=float):
 
 
 gradient = jax.jit(jax.value_and_grad(finite.log_likelihood), static_argnums=1)
+
+
+def of_the_gradient(derivative):
+    """A matrix of second derivatives in all arrays of a chain, one after the other."""
+
+    @partial(jax.jit, static_argnums=1)
+    def hessian(chain, parallel=False):
+        flat, back = ravel_pytree(chain)
+        return derivative(jax.grad(lambda x: finite.log_likelihood(back(x), parallel)))(flat)
+
+    return hessian
+
+
+hessian = of_the_gradient(jax.jacfwd)
+
+
+@partial(jax.jit, static_argnums=2)
+def slope(chain, direction, parallel):
+    """The derivative in one direction, in forward mode."""
+    value = partial(finite.log_likelihood, parallel=parallel)
+    return jax.jvp(value, (chain,), (direction,))[1]
 
 
 @jax.jit
@@ -37,13 +59,22 @@ def by_paths(chain):
     return jnp.log(jnp.sum(total))
 
 
+slopes_by_paths = jax.jit(jax.grad(by_paths))
+
+
+@jax.jit
+def hessian_by_paths(chain):
+    flat, back = ravel_pytree(chain)
+    return jax.hessian(lambda x: by_paths(back(x)))(flat)
+
+
 @FORMS
 @pytest.mark.parametrize("case", ORDINARY)
 def test_gradient(case, parallel):
     """Also in probabilities that are zero: the value is a polynomial in them."""
     chain = chain_of(CASES[case])
     value, slopes = gradient(chain, parallel)
-    expected = jax.grad(by_paths)(chain)
+    expected = slopes_by_paths(chain)
     assert float(value) == pytest.approx(float(by_paths(chain)), rel=1e-13)
     for got, right in zip(slopes, expected, strict=True):
         # a potential of -inf has no derivative in the enumeration
@@ -71,10 +102,9 @@ def test_gradient_is_of_expected_numbers(case, parallel):
 @pytest.mark.parametrize("case", ["plain", "varying", "structural zeros", "varying zeros"])
 def test_hessian(case, parallel):
     chain = chain_of(CASES[case])
-    flat, back = ravel_pytree(chain)
-    got = jax.jit(jax.hessian(lambda x: finite.log_likelihood(back(x), parallel)))(flat)
-    expected = jax.jit(jax.hessian(lambda x: by_paths(back(x))))(flat)
+    got, expected = hessian(chain, parallel), hessian_by_paths(chain)
     # in the associative form zeros are fixed: a second derivative does not see them move
+    flat = ravel_pytree(chain)[0]
     some = np.asarray(flat != 0) | (not parallel) | (np.arange(flat.size) >= flat.size - 18)
     both = np.ix_(some, some)
     np.testing.assert_allclose(got[both], expected[both], rtol=1e-9, atol=1e-10)
@@ -83,29 +113,55 @@ def test_hessian(case, parallel):
 
 def test_hessian_in_reverse_and_in_forward_mode():
     chain = chain_of(CASES["impossible states"])
-    flat, back = ravel_pytree(chain)
-    value = lambda x: finite.log_likelihood(back(x))
-    modes = [
-        jax.jacfwd(jax.grad(value)),
-        jax.jacrev(jax.grad(value)),
-        jax.jacfwd(jax.jacfwd(value)),
-    ]
-    one, two, three = (np.asarray(jax.jit(h)(flat)) for h in modes)
+    one = hessian(chain, False)
+    two = of_the_gradient(jax.jacrev)(chain)
     np.testing.assert_allclose(one, two, rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(one, three, rtol=1e-10, atol=1e-11)
+    flat, back = ravel_pytree(chain)
+    direction = np.random.default_rng(0).normal(size=flat.size)
+
+    @jax.jit
+    def forward(x):
+        slope = lambda x: jax.jvp(lambda x: finite.log_likelihood(back(x)), (x,), (direction,))[1]
+        return jax.jvp(slope, (x,), (direction,))[1]
+
+    assert float(forward(flat)) == pytest.approx(float(direction @ one @ direction), rel=1e-10)
 
 
 @pytest.mark.parametrize("case", ["the first moment misleads", "two tracks that never meet"])
 def test_hessian_in_the_potentials_where_weights_underflow(case):
     """It is the covariance of the states' indicators."""
-    arrays, paths = CASES[case], enumeration.Paths(*CASES[case])
-    chain = chain_of(arrays)
-    value = lambda w: finite.log_likelihood(chain._replace(potentials=w))
-    got = jax.jit(jax.hessian(value))(chain.potentials).reshape(18, 18)
+    paths = enumeration.Paths(*CASES[case])
+    whole = hessian(chain_of(CASES[case]), False)
+    assert np.isfinite(whole).all()
     indicators = np.eye(3)[paths.paths].reshape(-1, 18)
     mean = paths.weights @ indicators
     expected = (paths.weights[:, None] * indicators).T @ indicators - np.outer(mean, mean)
-    np.testing.assert_allclose(got, expected.astype(float), atol=1e-12)
+    np.testing.assert_allclose(whole[-18:, -18:], expected.astype(float), atol=1e-12)
+
+
+def never_back(surprise):
+    """A chain that never goes back; all but its last state, and later that one, are a surprise."""
+    w = np.random.default_rng(3).normal(size=(6, 3))
+    w[2, :2] -= surprise
+    w[4, 2] -= surprise + 1
+    matrix = np.array([[[0.7, 0.3, 0.0], [0.0, 0.6, 0.4], [0.0, 0.0, 1.0]]])
+    return chain_of(([1.0, 0.0, 0.0], matrix, w))
+
+
+@FORMS
+def test_hessian_where_zeros_meet_underflow(parallel):
+    """In all probabilities that are not zero, against the paths; logarithms do the work."""
+    chain, surprise = never_back(690.0), 690.0
+    assert scaled.forward(chain, True).extreme
+    assert not scaled.forward(never_back(10.0), True).extreme
+    got, flat = np.asarray(hessian(chain, parallel)), np.asarray(ravel_pytree(chain)[0])
+    assert np.isfinite(got).all()
+    # a constant brings the weights of the paths into the range of a float64
+    raised = chain._replace(potentials=chain.potentials.at[0].add(surprise))
+    both = np.ix_(flat != 0, flat != 0)
+    expected = hessian_by_paths(raised)[both]
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(got[both], expected, rtol=1e-9, atol=1e-10)
 
 
 @FORMS
@@ -116,7 +172,7 @@ def test_impossible_data_have_finite_derivatives(name, parallel):
     assert value == -np.inf
     for x in slopes:
         assert np.isfinite(x).all()
-    moved = jax.jvp(partial(finite.log_likelihood, parallel=parallel), (chain,), (slopes,))[1]
+    moved = slope(chain, slopes, parallel)
     assert np.isfinite(moved)
 
 

@@ -120,7 +120,7 @@ def linear(x: Array) -> Array:
     return jnp.exp(jnp.minimum(x, jnp.log(largest(x.dtype))))
 
 
-def pairs(chain: Chain) -> Float[Array, "T-1 K K"]:
+def pairs(chain: Chain) -> Float[Array, "moves K K"]:
     """``P(z_t = j, z_{t+1} = k | y_{0:T-1})``."""
     past = forward(chain)
     _, ratios = smooth(chain, past)
@@ -147,7 +147,7 @@ def slopes(chain: Chain, filtered: Array, ratios: Array) -> Float[Array, "S K K"
 
     def step(total: Array, at: tuple) -> tuple[Array, None]:
         law, ratio = at
-        return jnp.logaddexp(total, law[:, None] + ratio), None
+        return algebra.logsumexp(jnp.stack([total, law[:, None] + ratio]), axis=0), None
 
     nothing = jnp.full((filtered.shape[1],) * 2, -jnp.inf, filtered.dtype)
     arrays = (filtered[:-1], ratios[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,43 +72,53 @@ def total(pointwise: Float[Array, " T"]) -> Float[Array, ""]:
 
 @cache
 def _passes(want: Want, parallel: bool) -> Callable[..., Results]:
-    def in_probabilities(check: bool, *args: Array) -> tuple[Results, Array]:
-        *arrays, mask = args
-        chain = Chain(*arrays)
-        past = scaled.forward(chain, check)
-        results = Results(past.filtered, past.predicted, past.pointwise)
-        if want != "filtered":
-            probs, ratios = scaled.smooth(chain, past)
-            results = results._replace(smoothed=probs, ratios=ratios)
-        return _add_sums(results, chain, mask, want), past.extreme
-
-    def in_logs(*args: Array) -> Results:
-        *arrays, mask = args
-        chain = Chain(*arrays)
-        results, past, ratios = _in_logs(chain, want, parallel)
-        if want == "counts":
-            return results._replace(sums=logs.counts(chain, past.filtered, ratios, mask))
-        if want == "slopes":
-            return results._replace(sums=logs.slopes(chain, past.filtered, ratios))
-        return results
-
-    def from_logs(*args: Array) -> tuple[Results, Array]:
-        *arrays, mask = args
-        chain = Chain(*arrays)
-        results, *_ = _in_logs(chain, want, parallel)
-        # only the sums need more than the probabilities themselves
-        failed = scaled.scarce(*chain[1:], results.predicted, results.probs)
-        return _add_sums(results, chain, mask, want), failed & (want in ("counts", "slopes"))
-
     if parallel:
-        return fall_back(from_logs, in_logs)
-    checked = batch_last(partial(in_probabilities, True), _few)
-    quick = batch_last(lambda *args: in_probabilities(False, *args)[0], _few)
-    return with_care(_needs_check, fall_back(checked, in_logs), quick)
+        return fall_back(partial(_from_logs, want), partial(_by_logs, want, True))
+    quick = batch_last(lambda *args: _by_probabilities(want, False, *args)[0], _few)
+    return with_care(_needs_check, _careful(want), quick)
 
 
-def _few(initial: Array, *_: Array) -> bool:
-    return len(initial) <= algebra.FEW
+@cache
+def _careful(want: Want) -> Callable[..., Results]:
+    """In probabilities, or in logarithms where those underflow."""
+    checked = batch_last(partial(_by_probabilities, want, True), _few)
+    return fall_back(checked, partial(_by_logs, want, False))
+
+
+def _by_probabilities(want: Want, check: bool, *args: Array) -> tuple[Results, Array]:
+    *arrays, mask = args
+    chain = Chain(*arrays)
+    past = scaled.forward(chain, check)
+    results = Results(past.filtered, past.predicted, past.pointwise)
+    if want != "filtered":
+        probs, ratios = scaled.smooth(chain, past)
+        results = results._replace(smoothed=probs, ratios=ratios)
+    return _add_sums(results, chain, mask, want), past.extreme
+
+
+def _by_logs(want: Want, parallel: bool, *args: Array) -> Results:
+    *arrays, mask = args
+    chain = Chain(*arrays)
+    results, past, ratios = _in_logs(chain, want, parallel)
+    if want == "counts":
+        return results._replace(sums=logs.counts(chain, past.filtered, ratios, mask))
+    if want == "slopes":
+        return results._replace(sums=logs.slopes(chain, past.filtered, ratios))
+    return results
+
+
+def _from_logs(want: Want, *args: Array) -> tuple[Results, Array]:
+    """By associative scans of logarithms, but the sums by products of probabilities."""
+    *arrays, mask = args
+    chain = Chain(*arrays)
+    results, *_ = _in_logs(chain, want, True)
+    # only the sums need more than the probabilities themselves
+    failed = scaled.scarce(*chain[1:], results.predicted, results.probs)
+    return _add_sums(results, chain, mask, want), failed & (want in ("counts", "slopes"))
+
+
+def _few(initial: Any, *_: Any) -> bool:
+    return initial.shape[0] <= algebra.FEW
 
 
 def _needs_check(initial: Array, transitions: Array, potentials: Array, *_: Array) -> Array:
@@ -116,7 +126,8 @@ def _needs_check(initial: Array, transitions: Array, potentials: Array, *_: Arra
 
 
 def _checked_evidence(initial: Array, transitions: Array, potentials: Array) -> Array:
-    return run(Chain(initial, transitions, potentials), "filtered", False).pointwise
+    mask = jnp.ones_like(potentials[:, 0])
+    return _careful("filtered")(initial, transitions, potentials, mask).pointwise
 
 
 def _quick_evidence(initial: Array, transitions: Array, potentials: Array) -> Array:

@@ -32,7 +32,7 @@ def _filtered(found: passes.Results) -> Filtered:
     return Filtered(found.probs, found.predicted, found.pointwise, passes.total(found.pointwise))
 
 
-def pairs(chain: Chain, smoothed: Smoothed) -> Float[Array, "T-1 K K"]:
+def pairs(chain: Chain, smoothed: Smoothed) -> Float[Array, "moves K K"]:
     """``P(z_t = j, z_{t+1} = k | y_{0:T-1})`` for t from 0 to T-2 (Rabiner 1989, eq. 37)."""
     filtered = smoothed.filtered
     return _pairs(*chain, filtered.probs, filtered.predicted, smoothed.ratios)

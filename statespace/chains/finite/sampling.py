@@ -88,7 +88,7 @@ def _composed(initial, transitions, potentials, uniforms):
 _paths = fall_back(_of_probabilities, _of_logs)
 
 
-def choose(weights: Float[Array, "*d K"], u: Float[Array, "*d"]) -> Int[Array, "*d"]:
+def choose(weights: Float[Array, "*#d K"], u: Float[Array, "*#d"]) -> Int[Array, "..."]:
     """The state at which the distribution function of the weights passes u; never one of weight zero."""
     below = jnp.cumsum(weights, axis=-1)
     whole = below[..., -1:]

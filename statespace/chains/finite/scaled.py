@@ -67,7 +67,7 @@ def forward(chain: Chain, check: bool) -> Forward:
     return Forward(predicted, filtered, weights, pointwise, extreme)
 
 
-def evidence(chain: Chain) -> Float[Array, " T"]:
+def evidence(chain: Chain) -> Float[Array, "T *d"]:
     """``pointwise`` of :func:`forward` alone, without a check."""
     chain = _full(chain)
     first, later = _to_linear(chain)
@@ -77,7 +77,7 @@ def evidence(chain: Chain) -> Float[Array, " T"]:
     return jnp.concatenate([_evidence(start, first)[None], _evidence(totals, later)])
 
 
-def needs_check(chain: Chain) -> Bool[Array, ""]:
+def needs_check(chain: Chain) -> Bool[Array, "*d"]:
     """Whether underflow can cost anything: known before the recursion is run."""
     return ~_dense(chain.transitions) | _excess(chain.initial, chain.potentials)
 
@@ -141,7 +141,7 @@ def _first_height(initial: Array, potentials: Array) -> Array:
     return algebra.peak(algebra.log(initial) + potentials[0])
 
 
-def _excess(initial: Array, potentials: Array) -> Bool[Array, ""]:
+def _excess(initial: Array, potentials: Array) -> Bool[Array, "*d"]:
     """Whether a potential of the first moment is out of range."""
     height = _first_height(initial, potentials)
     above = potentials[0] - jnp.where(jnp.isneginf(height), 0, height)
@@ -152,7 +152,7 @@ def _positive(total: Array) -> Array:
     return jnp.where(total > 0, total, 1)
 
 
-def _dense(transitions: Array) -> Bool[Array, ""]:
+def _dense(transitions: Array) -> Bool[Array, "*d"]:
     """Whether every state is reached from every other with a probability well above underflow.
 
     With all of them above ``sqrt(floor)``, what is lost stays below rounding.
@@ -168,7 +168,7 @@ def _floor(dtype: jnp.dtype) -> float:
 
 def scarce(
     transitions: Array, potentials: Array, predicted: Array, weight: Array
-) -> Bool[Array, ""]:
+) -> Bool[Array, "*d"]:
     """Whether reachable states have so little weight that underflow may have cost some that matters.
 
     It may unless the transitions are dense, or all products of these weights with the smallest
@@ -180,7 +180,7 @@ def scarce(
     return ~_dense(transitions) & (lowest < _floor(weight.dtype) / least)
 
 
-def smooth(chain: Chain, run: Forward) -> tuple[Float[Array, "T K"], Float[Array, "T K"]]:
+def smooth(chain: Chain, run: Forward) -> tuple[Float[Array, "T K *d"], Float[Array, "T K *d"]]:
     """``p(z_t | y_{0:T-1})``, and its ratio to the predicted law."""
     after = _backward(chain.transitions, run.weights)
     probs = run.filtered * after
@@ -241,7 +241,7 @@ def _totals_in_pairs(first: Array, matrix: Array, linear: Array) -> Array:
     return jnp.concatenate([totals, algebra.total(joint)[None]])
 
 
-def _backward(transitions: Array, weights: Array) -> Float[Array, "T K"]:
+def _backward(transitions: Array, weights: Array) -> Float[Array, "T K *d"]:
     """``p(z_t | y_{0:T-1}) / p(z_t | y_{0:t})``."""
     cap = largest(weights.dtype)
 
