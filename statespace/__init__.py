@@ -33,6 +33,7 @@ from statespace.learners.particle_gibbs import ParticleGibbsLearner
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.rate_priors import HierarchicalGamma
 from statespace.learners.result import ConvergenceWarning, FitResult
+from statespace.learners.score_ascent import ScoreAscent, ScoreClimbing
 from statespace.methods.backward_sampling import BackwardSampling
 from statespace.methods.discriminative_kalman import (
     DiscriminativeKalman,
@@ -48,6 +49,7 @@ from statespace.methods.online_particle import ParticleOnline, ParticleOnlineSta
 from statespace.methods.paris import DegenerateStatisticsWarning, PaRIS
 from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
 from statespace.methods.particle_gibbs import ParisianParticleGibbs, ParticleGibbs, PathPosterior
+from statespace.methods.rao_blackwellised import RaoBlackwellised
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.bearings import BearingsOnly
@@ -73,6 +75,7 @@ from statespace.models.structural import (
     Seasonal,
     Structural,
 )
+from statespace.models.switching import SwitchingLinearGaussian
 from statespace.models.tracking import (
     ConstantAcceleration,
     ConstantVelocity,
@@ -99,6 +102,7 @@ from statespace.relabelling import relabel
 from statespace.scores import Score
 from statespace.selection import CrossValidation, compare, cross_validate
 from statespace.series import Panel, Series
+from statespace.switching_posterior import SwitchingPosterior
 from statespace.verbs import (
     Simulation,
     filter,
@@ -197,10 +201,13 @@ __all__ = [
     "ParticlePosterior",
     "PathPosterior",
     "PosteriorResult",
+    "RaoBlackwellised",
     "RateMatrix",
     "RegimeState",
     "Regression",
     "Score",
+    "ScoreAscent",
+    "ScoreClimbing",
     "Seasonal",
     "SemiMarkovKernel",
     "Series",
@@ -213,6 +220,8 @@ __all__ = [
     "StochasticVolatility",
     "Structural",
     "Switching",
+    "SwitchingLinearGaussian",
+    "SwitchingPosterior",
     "ThetaLogistic",
     "compare",
     "config",

@@ -251,6 +251,27 @@ def _read_rat_decisions(path: Path) -> pd.DataFrame:
     return data.set_index([data.pop("session"), trials])
 
 
+def _read_thalamus(path: Path) -> pd.Series:
+    import pandas as pd
+
+    counts = np.loadtxt(path, delimiter=",")
+    if counts.shape != (3000,) or counts.min() < 0 or counts.max() > 50:
+        raise ValueError(f"{path} is no file of the data set 'thalamus': not 3000 counts of 50.")
+    milliseconds = pd.RangeIndex(len(counts), name="time (ms)")
+    return pd.Series(counts, milliseconds, name="spikes")
+
+
+def _read_gbp_usd(path: Path) -> pd.Series:
+    import pandas as pd
+
+    rows = [line.split() for line in path.read_text().splitlines()]
+    rows = [row for row in rows if len(row) == 4 and row[0].isdigit()]
+    if len(rows) != 751:
+        raise ValueError(f"{path} is no file of the data set 'gbp_usd': not 751 days.")
+    days = pd.DatetimeIndex([row[1] for row in rows], name="day")
+    return pd.Series([float(row[3]) for row in rows], days, name="pounds per dollar")
+
+
 def _read_motorcycle(path: Path) -> pd.Series:
     import pandas as pd
 
@@ -405,6 +426,23 @@ DATASETS = {
                 *_BAYESNEWTON,
                 "data/mcycle.csv",
                 "4f2e476d877576b72928eae324709503d6b2f2dadf8e6adfb58f8dfbfbbf3c20",
+            )
+        },
+    ),
+    "thalamus": Dataset(
+        "Spikes of a neuron in the thalamus of a rat while its whiskers are moved: in how many of 50 "
+        "repetitions it fired, in each of 3000 ms.",
+        "Temereanca, Brown & Simons (2008), Journal of Neuroscience 28, 11153–11164; in particles (MIT).",
+        _read_thalamus,
+        {"thaldata.csv": PackageFile("particles", "datasets/thaldata.csv", "particles==0.4")},
+    ),
+    "gbp_usd": Dataset(
+        "Exchange rate of the pound against the dollar on 751 trading days, 1997–1999.",
+        "Pacific Exchange Rate Service, W. Antweiler, University of British Columbia; in particles (MIT).",
+        _read_gbp_usd,
+        {
+            "GBP_vs_USD_9798.txt": PackageFile(
+                "particles", "datasets/GBP_vs_USD_9798.txt", "particles==0.4"
             )
         },
     ),

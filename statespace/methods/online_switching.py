@@ -1,0 +1,152 @@
+"""The Rao–Blackwellised filter one observation at a time, in constant memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from statespace.chains.particle import switching
+from statespace.methods.online_kalman import check_later
+from statespace.methods.rao_blackwellised import RaoBlackwellised
+from statespace.model import Step
+from statespace.series import Series
+
+
+class SwitchingOnlineState(NamedTuple):
+    """All that the past says of the present.
+
+    Attributes:
+        mean: ``E[x_t | y_{0:t}]``, shape ``(n,)``.
+        covariance: shape ``(n, n)``.
+        probs: of the regimes, shape ``(K,)``.
+        log_likelihood: log of an unbiased estimate of ``p(y_{0:t})``.
+        index: the moment t; -1 before the first.
+        time: its time.
+        paths: the particles.
+    """
+
+    mean: Float[Array, " n"]
+    covariance: Float[Array, "n n"]
+    probs: Float[Array, " K"]
+    log_likelihood: Float[Array, ""]
+    index: Int[Array, ""]  # type: ignore[assignment]  # not the method of tuples
+    time: Float[Array, ""]
+    paths: switching.Paths
+
+
+class SwitchingOnline(eqx.Module):
+    """A filter that is fed one observation at a time: see :func:`statespace.online`."""
+
+    model: Any
+    method: RaoBlackwellised
+    dt: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        self.method.check(self.model, self._moment(None, None, 0.0, self.dt))
+        self.method._keys()
+
+    def init(self) -> SwitchingOnlineState:
+        """The state before the first observation."""
+        chain, _ = self.method.lower(self.model, self._moment(None, None, 0.0, self.dt))
+        n, count = chain.mean.shape[1], len(chain.log_probs)
+        size, dtype = self.method.particles, chain.mean.dtype
+        none = switching.Paths(
+            jnp.zeros(size, int),
+            jnp.zeros((size, n), dtype),
+            jnp.zeros((size, n, n), dtype),
+            jnp.full(size, -jnp.inf, dtype),
+        )
+        zero = jnp.zeros((), dtype)
+        return SwitchingOnlineState(
+            jnp.zeros(n, dtype),
+            jnp.full((n, n), jnp.nan, dtype),
+            jnp.zeros(count, dtype),
+            zero,
+            jnp.asarray(-1),
+            jnp.asarray(-self.dt, dtype),
+            none,
+        )
+
+    def update(
+        self, state: SwitchingOnlineState, y: Any, inputs: Any = None, time: Any = None
+    ) -> SwitchingOnlineState:
+        """The state after one more observation.
+
+        Args:
+            state: from ``init()`` or the previous ``update``.
+            y: the observation, shape ``(m,)`` or a number; NaN where missing, None for a prediction.
+            inputs: shape ``(k,)``, where the model uses inputs.
+            time: when it was made; default: ``dt`` after the previous one.
+
+        Raises:
+            ValueError: if ``time`` is not after the previous observation.
+        """
+        check_later(time, state)
+        dtype = state.mean.dtype
+        time = state.time + self.dt if time is None else jnp.asarray(time, dtype)
+        y = None if y is None else jnp.atleast_1d(jnp.asarray(y, dtype))
+        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
+        return _update(self, state, y, inputs, time)
+
+    def _moment(self, y: Any, inputs: Any, time: Any, dt: Any) -> Series:
+        """A recording of one moment."""
+        from statespace.series import assemble
+
+        law = self.model.observation
+        step = Step(0, time, dt, inputs)
+        m = law.of(0).at(step).matrix.shape[0]
+        value = jnp.full(m, jnp.nan) if y is None else y
+        return assemble(
+            Series,
+            y=value[None],
+            times=jnp.asarray(time, value.dtype)[None],
+            inputs=None if inputs is None else inputs[None],
+            intervals=jnp.asarray(dt, value.dtype)[None],
+            state_weights=None,
+            complete=None,
+            dt=None,
+            labels=None,
+        )
+
+
+@eqx.filter_jit
+def _update(
+    filter: SwitchingOnline,
+    state: SwitchingOnlineState,
+    y: Array | None,
+    inputs: Array | None,
+    time: Array,
+) -> SwitchingOnlineState:
+    first = state.index < 0
+    dt = jnp.where(first, filter.dt, time - state.time)
+    method = filter.method
+    chain, form = method.lower(filter.model, filter._moment(y, inputs, time, dt))
+    key = jax.random.fold_in(method._keys()[0], state.index + 1)
+    regimes, value = chain.at(0)
+    later = switching.successors(state.paths, regimes, value, form)
+    fresh = switching.beginnings(chain, form)
+    # before the first moment no path has a weight, and its successors none
+    candidates = jax.tree.map(
+        lambda new, old: jnp.concatenate([new.astype(old.dtype), old]), fresh, later
+    )
+    count = len(chain.log_probs)
+    masked = jnp.where(jnp.arange(len(candidates.log_weights)) < count, first, ~first)
+    log_weights = jnp.where(masked, candidates.log_weights, -jnp.inf)
+    candidates = candidates._replace(log_weights=log_weights)
+    u = jax.random.uniform(key, (), value.dtype)
+    paths, (_, probs, mean, covariance, _, total) = switching.narrow(
+        candidates, u, method.particles, count, form
+    )
+    return SwitchingOnlineState(
+        mean,
+        covariance,
+        probs,
+        state.log_likelihood + total,
+        state.index + 1,
+        time,
+        paths,
+    )

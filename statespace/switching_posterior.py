@@ -1,0 +1,222 @@
+"""The law of regimes and states of a switching linear model: a mixture of normal laws at each moment."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from statespace.conditionals.affine import psd_factor
+from statespace.conditionals.switching import RegimeState
+from statespace.labels import Labels
+from statespace.posterior import Gaussians, channel_names, moments
+
+_HALVINGS = 60  # of an interval that holds a quantile
+
+
+class SwitchingPosterior(Gaussians):
+    """The law of regime and state given the data: N paths of regimes, each with a normal law of the state.
+
+    Attributes:
+        mean: ``E[x_t | data]``, shape ``(T, n)``.
+        covariance: ``Cov[x_t | data]``, shape ``(T, n, n)``.
+        probs: ``P(r_t = k | data)``, shape ``(T, K)``.
+        times: shape ``(T,)``.
+        log_likelihood: log of an unbiased estimate of the density of all observations; exact where there are
+            no more paths of regimes than particles.
+        pointwise: of the observations at each moment given those before, shape ``(T,)``.
+        ess: effective number of the filter's candidates at each moment, shape ``(T,)``.
+        y: the observations, shape ``(T, m)``, NaN where missing.
+        regimes: of each particle, shape ``(T, N)``.
+        means: of the state given the particle's regimes, shape ``(T, N, n)``.
+        covariances: shape ``(T, N, n, n)``.
+        log_weights: of the particles, normalised at each moment, shape ``(T, N)``.
+        states: joint draws of all states, one for each path of regimes, shape ``(T, N, n)``; None of a
+            filtered law.
+        kind: "filtered" (given the data up to each moment) or "smoothed" (given all data); the particles of a
+            smoothed law are paths: the n-th of all moments go together.
+        labels: names of moments and channels, or None.
+        state_names: names of the n states, or None.
+    """
+
+    mean: Float[Array, "T n"]
+    covariance: Float[Array, "T n n"]
+    probs: Float[Array, "T K"]
+    times: Float[Array, " T"]
+    labels: Labels | None = eqx.field(static=True)
+    log_likelihood: Float[Array, ""]
+    pointwise: Float[Array, " T"]
+    ess: Float[Array, " T"]
+    y: Float[Array, "T m"]
+    regimes: Int[Array, "T N"]
+    means: Float[Array, "T N n"]
+    covariances: Float[Array, "T N n n"]
+    log_weights: Float[Array, "T N"]
+    states: Float[Array, "T N n"] | None = None
+    components: dict[str, Any] | None = None
+    kind: Literal["filtered", "smoothed"] = eqx.field(static=True, default="filtered")
+    state_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the states; x0, x1 … where the model gives none."""
+        if self.state_names is not None:
+            return self.state_names
+        return tuple(f"x{i}" for i in range(self.mean.shape[1]))
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the observed channels; y0, y1 … (y for a single one) where the data has none."""
+        return channel_names(self.labels, self.y.shape[1])
+
+    @property
+    def weights(self) -> Float[Array, "T N"]:
+        """Weights of the particles, which sum to one at each moment."""
+        return jnp.exp(self.log_weights)
+
+    def quantile(self, q: Any) -> Float[Array, "*Q T n"]:
+        """Quantiles of each coordinate of the mixture at each moment, by bisection.
+
+        Args:
+            q: a probability in (0, 1), or an array of them.
+
+        Returns:
+            Shape ``(T, n)``, or ``(Q, T, n)`` for Q probabilities.
+
+        Raises:
+            ValueError: if a probability is not inside (0, 1).
+        """
+        levels = np.asarray(q, float)
+        if not ((levels > 0) & (levels < 1)).all():
+            raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
+        found = _quantiles(self.weights, self.means, self.covariances, jnp.asarray(levels.ravel()))
+        return found.reshape(levels.shape + self.mean.shape)
+
+    def sample(self, key: PRNGKeyArray, draws: int = 1) -> RegimeState:
+        """Draws of regimes and states, ``regime`` ``(draws, T)`` and ``state`` ``(draws, T, n)``.
+
+        Of a smoothed law these are joint trajectories, chosen among its paths; of a filtered one, which is a
+        law for each moment, they are independent from moment to moment.
+
+        Args:
+            key: a PRNG key.
+            draws: how many.
+        """
+        one, two = jax.random.split(key)
+        if self.states is not None:
+            chosen = jax.random.categorical(one, self.log_weights[-1], shape=(draws,))
+            return RegimeState(self.regimes.T[chosen], jnp.moveaxis(self.states, 1, 0)[chosen])
+        chosen = jax.random.categorical(one, self.log_weights, shape=(draws, len(self)))
+        every = jnp.arange(len(self))
+        factors = jax.vmap(jax.vmap(psd_factor))(self.covariances)
+        noise = jax.random.normal(two, (draws, *self.mean.shape), self.mean.dtype)
+        moved = jnp.einsum("dtij,dtj->dti", factors[every, chosen], noise)
+        return RegimeState(self.regimes[every, chosen], self.means[every, chosen] + moved)
+
+    def labelled(self, labels: Labels | None) -> SwitchingPosterior:
+        """The same with names of moments and channels."""
+        return dataclasses.replace(self, labels=labels)
+
+    def cut(self, size: int) -> SwitchingPosterior:
+        """The first moments of a padded recording."""
+        parts = {name: jax.tree.map(lambda x: x[:size], getattr(self, name)) for name in _OVER_TIME}
+        return dataclasses.replace(self, **parts, log_likelihood=parts["pointwise"].sum())
+
+    def to_pandas(self, level: float = 0.9) -> Any:
+        """A DataFrame over the moments: the states as of a Gaussian law, and the regimes' probabilities.
+
+        Columns are (coordinate, mean | std | lower | upper) and (regime, k).
+
+        Args:
+            level: probability of the central interval between lower and upper.
+        """
+        import pandas as pd
+
+        states = super().to_pandas(level)
+        columns = pd.MultiIndex.from_tuples([("regime", k) for k in range(self.probs.shape[1])])
+        index = moments(self.times, self.labels)
+        return states.join(pd.DataFrame(np.asarray(self.probs), index=index, columns=columns))
+
+    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
+        """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
+
+        Groups: ``posterior`` with draws of ``states`` (chain, draw, time, state) and ``regimes`` (chain,
+        draw, time); ``observed_data`` with ``y`` (time, channel); ``log_likelihood`` with the one-step
+        predictive log density of ``y`` (time); ``sample_stats`` with ``ess`` (time).
+
+        Args:
+            key: a PRNG key for the draws; default: a fixed one.
+            draws: how many.
+
+        Raises:
+            ImportError: if ArviZ is not installed.
+        """
+        from statespace.arviz import require_arviz, time_coordinate, to_inference_data
+
+        require_arviz()
+        drawn = self.sample(jax.random.key(0) if key is None else key, draws)
+        over = ("chain", "draw", "time")
+        groups = {
+            "posterior": {
+                "states": ((*over, "state"), drawn.state[None]),
+                "regimes": (over, drawn.regime[None]),
+            },
+            "log_likelihood": {"y": (("time",), self.pointwise)},
+            "observed_data": {"y": (("time", "channel"), self.y)},
+            "sample_stats": {"ess": (("time",), self.ess)},
+        }
+        coords = {
+            "time": time_coordinate(self.times, self.labels),
+            "state": list(self.names),
+            "channel": list(self.channel_names),
+        }
+        return to_inference_data(groups, coords)
+
+
+_OVER_TIME = (
+    "mean",
+    "covariance",
+    "probs",
+    "times",
+    "pointwise",
+    "ess",
+    "y",
+    "regimes",
+    "means",
+    "covariances",
+    "log_weights",
+    "states",
+)
+
+
+@jax.jit
+def _quantiles(
+    weights: Float[Array, "T N"],
+    means: Float[Array, "T N n"],
+    covariances: Float[Array, "T N n n"],
+    levels: Float[Array, " Q"],
+) -> Float[Array, "Q T n"]:
+    """Where the mixtures' distribution functions reach each level."""
+    spread = jnp.sqrt(jnp.maximum(jnp.diagonal(covariances, axis1=-2, axis2=-1), 0))
+    safe = jnp.maximum(spread, jnp.finfo(spread.dtype).tiny)
+    counts = weights[..., None] > 0
+    reach = 12 * spread  # no level but 0 and 1 lies further out
+    low = jnp.min(jnp.where(counts, means - reach, jnp.inf), axis=1)
+    high = jnp.max(jnp.where(counts, means + reach, -jnp.inf), axis=1)
+
+    def one(level: Array) -> Array:
+        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = 0.5 * (low + high)
+            below = jnp.sum(weights[..., None] * ndtr((middle[:, None] - means) / safe), axis=1)
+            return jnp.where(below < level, middle, low), jnp.where(below < level, high, middle)
+
+        return 0.5 * sum(jax.lax.fori_loop(0, _HALVINGS, halve, (low, high)))
+
+    return jax.vmap(one)(levels.astype(means.dtype))
