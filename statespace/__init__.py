@@ -29,6 +29,8 @@ from statespace.learners.marginal_metropolis import ParticleMarginalMetropolis
 from statespace.learners.maximum_likelihood import MaximumLikelihood
 from statespace.learners.nuts import NUTS
 from statespace.learners.one_hot import OneHot, OneHotResult
+from statespace.learners.online_maximum_likelihood import OnlineMaximumLikelihood
+from statespace.learners.particle_em import ParticleEM
 from statespace.learners.particle_gibbs import ParticleGibbsLearner
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.rate_priors import HierarchicalGamma
@@ -182,6 +184,7 @@ __all__ = [
     "OneHot",
     "OneHotResult",
     "Online",
+    "OnlineMaximumLikelihood",
     "OnlineState",
     "OrnsteinUhlenbeck",
     "PaRIS",
@@ -190,6 +193,7 @@ __all__ = [
     "ParisOnline",
     "ParisOnlineState",
     "ParisianParticleGibbs",
+    "ParticleEM",
     "ParticleFilter",
     "ParticleForecast",
     "ParticleGibbs",

@@ -13,6 +13,7 @@ from statespace.learners.likelihood import bare, log_likelihood
 from statespace.learners.priors import Priors, checked_priors, log_prior
 from statespace.learners.problem import Problem, check_start, moved, not_finite, vector
 from statespace.learners.result import FitResult
+from statespace.methods.choice import is_random
 
 _WORTH = 0.5  # nats that are worth going on for
 
@@ -53,11 +54,6 @@ def needed_key(key: PRNGKeyArray | None, learner: str) -> PRNGKeyArray:
     return key
 
 
-def is_random(method: Any) -> bool:
-    """Whether a method estimates the log likelihood, so that it needs a key."""
-    return hasattr(method, "with_key")
-
-
 def bound(problem: Problem, key: PRNGKeyArray) -> Problem:
     """The problem with a method whose randomness comes from this key."""
     if not is_random(problem.method):
@@ -91,14 +87,16 @@ def _estimates(problem: Problem, z: Array, keys: PRNGKeyArray) -> tuple[Array, A
     return jax.lax.map(one, z)
 
 
-def still_rising(found: Estimates, earlier: int, later: int) -> str | None:
+def still_rising(
+    found: Estimates, earlier: int, later: int, *, remedy: str = "raise `iterations`"
+) -> str | None:
     """What to say if the later of two points is clearly higher, or None."""
     gain = found.density[later] - found.density[earlier]
     if not gain > max(_WORTH, 3 * found.error(earlier, later)):
         return None
     return (
         f"the log likelihood (plus log prior) still rose by {gain:.3g} in the second half of the "
-        "iterations; go on from here, `ss.fit(result, ...)`, or raise `iterations`"
+        f"iterations; go on from here, `ss.fit(result, ...)`, or {remedy}"
     )
 
 

@@ -40,6 +40,17 @@ def _one(
     """The statistics of one recording; ``within`` is False after its end, None where it has no padding."""
     chain, how = method.lower(model, series)
     states = gaussian.smooth(chain, **how)
+    return states.log_likelihood, statistics(model, series, states, parts, within)
+
+
+def statistics(
+    model: Any,
+    series: Series,
+    states: Any,
+    parts: tuple[Regression, ...],
+    within: Bool[Array, " T"] | None,
+) -> dict[str, Statistics]:
+    """The statistics of each regression, from the states' means, covariances and lag-one covariances."""
     out = {}
     for part in parts:
         if part.label == "transition":
@@ -53,7 +64,7 @@ def _one(
             one = jnp.ones(1, mean.dtype)
             ee = jnp.outer(e, e) + cov
             out[part.label] = Statistics(ee, e[:, None] * one, jnp.ones((1, 1), mean.dtype), one[0])
-    return states.log_likelihood, out
+    return out
 
 
 def _transition(

@@ -14,15 +14,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.chains.particle import recursion
 from statespace.chains.particle.resampling import resampling_named
 from statespace.chains.particle.types import Chain
-from statespace.learners import complete_data
 from statespace.learners.estimates import beginning, end, estimates, needed_key, still_rising
 from statespace.learners.likelihood import recordings
+from statespace.learners.passes import in_turn
 from statespace.learners.priors import Priors, log_prior
 from statespace.learners.problem import Problem, vector
 from statespace.learners.result import FitResult
 from statespace.learners.sampling import in_blocks, sweeps
 from statespace.methods import potentials
 from statespace.methods.particle_lowering import initial_law
+from statespace.series import Panel
 
 _BLOCK = 10  # iterations in one call of the compiled loop
 _APART = 2.0  # nats by which the ends of the swarms may differ
@@ -260,15 +261,13 @@ def _pass(problem: Problem, walk: Walk, resampling: Any, swarm: Swarm) -> Swarm:
 
 def _chain(problem: Problem, walk: Walk, swarm: Swarm) -> Chain:
     """States and parameters as one chain; at the beginning of a recording the state is drawn anew."""
-    series, within = recordings(problem.data)
-    many, length = within.shape
-    steps, y = jax.vmap(lambda s: complete_data.moments(problem.model, s))(series)
-    begins = jnp.broadcast_to(jnp.arange(length) == 0, within.shape)
-    width = jnp.where(begins[..., None], walk.first, walk.later)
-    passed = swarm.index + jnp.arange(many * length).reshape(within.shape) / (many * length)
-    width = width * (walk.cooling**passed * within)[..., None]
-    flat = lambda a: a.reshape(many * length, *a.shape[2:])
-    moments = Moment(*jax.tree.map(flat, (steps, y, begins, within, width.astype(swarm.z.dtype))))
+    given = in_turn(problem)
+    many = len(problem.data) if isinstance(problem.data, Panel) else 1
+    width = jnp.where(given.begins[:, None], walk.first, walk.later)
+    count = len(given.within)
+    passed = swarm.index + jnp.arange(count) / count
+    width = width * (walk.cooling**passed * given.within)[:, None]
+    moments = Moment(*given, width.astype(swarm.z.dtype))
 
     def perturbed(random: Any, z: Array, moment: Moment) -> Array:
         return z + moment.width * jax.random.normal(random, z.shape, z.dtype)

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from statespace.learners.estimates import beginning, bound, estimates, is_random, needed_key
+from statespace.learners.estimates import beginning, bound, estimates, needed_key
 from statespace.learners.nuts import dispersed, values_of_draws
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, moved
 from statespace.learners.result import FitResult
 from statespace.learners.sampling import in_blocks, sweeps
+from statespace.methods.choice import is_random
 
 _BLOCK = 50  # draws in one call of the compiled loop
 _STICKS = 4.0  # variance of the log likelihood's estimate beyond which chains hardly move

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.learners import tuned_moves
-from statespace.learners.estimates import beginning, estimates, is_random, needed_key
+from statespace.learners.estimates import beginning, estimates, needed_key
 from statespace.learners.likelihood import recordings
 from statespace.learners.nuts import dispersed, values_of_draws
 from statespace.learners.posterior_result import PosteriorResult
@@ -28,6 +28,7 @@ from statespace.learners.state_paths import (
     moved_paths,
 )
 from statespace.learners.tuned_moves import Settings, Tuned
+from statespace.methods.choice import is_random
 
 _BLOCK = 50  # sweeps in one call of the compiled loop
 _STUCK = 0.1  # share of states that must move in a sweep

@@ -107,6 +107,11 @@ def moved_paths(
 
 def complete(problem: Problem, z: Float[Array, " p"], paths: Any) -> Float[Array, ""]:
     """``log p(x, y)`` of a path of each recording."""
-    model, (series, within) = problem.place(z), recordings(problem.data)
+    return complete_at(problem.place(z), problem.data, paths).astype(z.dtype)
+
+
+def complete_at(model: Any, data: Any, paths: Any) -> Float[Array, ""]:
+    """The same for a model as it stands."""
+    series, within = recordings(data)
     one = lambda s, path, inside: complete_data.log_density(model, s, path, inside)
-    return jnp.sum(jax.vmap(one)(series, paths, within)).astype(z.dtype)
+    return jnp.sum(jax.vmap(one)(series, paths, within))

@@ -50,7 +50,7 @@ def test_too_few_particles_are_warned_of():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"key": None}, ValueError, "give `fit` a `key`"),
+        ({"key": None}, ValueError, "give .*key"),
         ({"priors": None}, ValueError, "needs a prior for every free parameter"),
         ({"method": ss.Kalman()}, TypeError, "use NUTS"),
         ({"settings": {"samples": 2}}, ValueError, "`samples` must be at least 4"),
