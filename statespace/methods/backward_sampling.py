@@ -32,13 +32,17 @@ class BackwardMethod(ParticleMethod):
         kernel_named(self.backward, _NOTHING, self.particles)
 
     def lower_with_density(self, model: Any, series: Series) -> tuple[particle.Chain, Backward]:
-        """The chain, whose transition has a density, and the backward kernel.
+        """The chain, whose transition has a density, and the backward kernel."""
+        chain = self.lower(model, series)
+        return chain, self.kernel_of(model, chain)
+
+    def kernel_of(self, model: Any, chain: particle.Chain) -> Backward:
+        """The backward kernel for the chain of a model.
 
         Raises:
             TypeError: if the transition of the model has no density.
             ValueError: if the kernel needs the density's greatest value and it is not known.
         """
-        chain = self.lower(model, series)
         name = type(model.transition).__name__
         if chain.transition is None:
             raise TypeError(
@@ -53,7 +57,7 @@ class BackwardMethod(ParticleMethod):
                 f"`transition` of the model ({name}) must be known, as it is of Gaussian ones, Student's and "
                 "others that are highest at their location: use 'metropolis' or 'exact'."
             )
-        return chain, kernel
+        return kernel
 
     def drawn(
         self, model: Any, series: Series, draws: int
@@ -129,4 +133,4 @@ class BackwardSampling(BackwardMethod):
         return Expectation(self.posterior(model, series, "smoothed").expectation(functional))
 
 
-_NOTHING = particle.Chain(None, None, None, None, None)  # type: ignore[arg-type]
+_NOTHING = particle.Chain(None, None, None, None, None)

@@ -21,12 +21,13 @@ def sums_of(functional: Additive, model: Any) -> Sums:
 
     def later(previous: Particles, particles: Particles, moment: Moment) -> Any:
         before, now = states_of(model, previous), states_of(model, particles)
-        one = lambda x, z: functional.later(x, z, moment.step, moment.y)
-        return _arrays(jax.vmap(one)(before, now))
+        each = jax.vmap(functional.later, in_axes=(0, 0, None, None))
+        return _arrays(each(before, now, moment.step, moment.y))
 
     def first(particles: Particles, moment: Moment) -> Any:
-        one = lambda x: functional.first(x, moment.step, moment.y)  # type: ignore[misc]
-        return _arrays(jax.vmap(one)(states_of(model, particles)))
+        assert functional.first is not None
+        each = jax.vmap(functional.first, in_axes=(0, None, None))
+        return _arrays(each(states_of(model, particles), moment.step, moment.y))
 
     return Sums(later, None if functional.first is None else first)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from statespace.chains.particle.recursion import Kernel
 from statespace.chains.particle.resampling import resampling_named
-from statespace.chains.particle.types import Cloud, Random
+from statespace.chains.particle.types import Chain, Cloud, Passage, Random
 from statespace.methods.lowering import at
 from statespace.methods.online_finite import recent
 from statespace.methods.online_kalman import check_later
@@ -129,6 +129,17 @@ def _update(
     inputs: Array | None,
     time: Array | None,
 ) -> ParticleOnlineState:
+    return advance(online, state, y, inputs, time)[0]
+
+
+def advance(
+    online: ParticleOnline,
+    state: ParticleOnlineState,
+    y: Array,
+    inputs: Array | None,
+    time: Array | None,
+) -> tuple[ParticleOnlineState, Chain, Passage]:
+    """The state after one more observation, and how it came about (at the first: from itself)."""
     model, method = online.model, online.method
     time = state.time + online.dt if time is None else time
     first = state.index < 0
@@ -140,20 +151,23 @@ def _update(
     kernel = Kernel(chain, method.particles, scheme, method.threshold, None)
     random = Random(*jax.random.split(jax.random.fold_in(state.key, step.index)))
 
-    def start() -> tuple[Cloud, Array, Array, Array]:
+    before = Cloud(state.parts, state.log_weights)
+
+    def start() -> tuple[Cloud, Array, Array, Array, Array]:
         cloud, (evidence, ess, impossible) = kernel.first(random, moment, None)
-        return cloud, evidence, ess, impossible
+        return cloud, jnp.arange(method.particles, dtype=jnp.int32), evidence, ess, impossible
 
-    def go_on() -> tuple[Cloud, Array, Array, Array]:
-        before = Cloud(state.parts, state.log_weights)
-        cloud, _, (evidence, ess, _, impossible) = kernel.later(before, random, moment, None)
-        return cloud, evidence, ess, impossible
+    def go_on() -> tuple[Cloud, Array, Array, Array, Array]:
+        cloud, ancestors, (evidence, ess, _, impossible) = kernel.later(
+            before, random, moment, None
+        )
+        return cloud, ancestors, evidence, ess, impossible
 
-    cloud, evidence, ess, impossible = jax.lax.cond(first, start, go_on)
+    cloud, ancestors, evidence, ess, impossible = jax.lax.cond(first, start, go_on)
     history = state.history
     if history is not None:
         history = jnp.concatenate([y[None], history[:-1]])
-    return ParticleOnlineState(
+    after = ParticleOnlineState(
         particles=states_of(model, cloud.particles),
         log_weights=cloud.log_weights,
         ess=ess,
@@ -165,3 +179,5 @@ def _update(
         parts=cloud.particles,
         history=history,
     )
+    observe = jax.random.fold_in(random.propose, 1)
+    return after, chain, Passage(observe, before, ancestors, cloud, moment)

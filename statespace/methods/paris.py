@@ -19,7 +19,6 @@ from statespace.series import Series
 
 if TYPE_CHECKING:
     from statespace.expectation import Expectation
-    from statespace.methods.online_paris import ParisOnline
 
 
 class DegenerateStatisticsWarning(UserWarning):
@@ -105,11 +104,13 @@ class PaRIS(BackwardMethod):
         run = self._run(chain, len(series), recorder(chain, kernel, self.draws))
         return run, run.out
 
-    def online(self, model: Any, dt: float) -> ParisOnline:
+    def online(self, model: Any, dt: float) -> Any:
         """The filter one observation at a time, with the expectation of ``functional`` if there is one."""
         from statespace.methods.online_paris import ParisOnline
 
-        return ParisOnline(model, self, dt)
+        return (
+            super().online(model, dt) if self.functional is None else ParisOnline(model, self, dt)
+        )
 
     def _observed(self, model: Any, series: Series, sums: Any) -> particle.Run:
         chain, kernel = self.lower_with_density(model, series)

@@ -51,7 +51,7 @@ class PathPosterior(ParticlePosterior):
     def cut(self, size: int) -> PathPosterior:
         """The first moments of a padded recording."""
         rates = None if self.update_rates is None else self.update_rates[:size]
-        return dataclasses.replace(super().cut(size), update_rates=rates)  # type: ignore[return-value]
+        return dataclasses.replace(super().cut(size), **{"update_rates": rates})  # type: ignore[return-value]
 
 
 class PathSampler(BackwardMethod):

@@ -94,7 +94,7 @@ class Exact(Backward):
         """How many uniforms one draw may take."""
         return 1
 
-    def draw(self, u, chain, moment, cloud, states, ancestors):  # type: ignore[no-untyped-def]
+    def draw(self, u, chain, moment, cloud, states, ancestors):
         """The numbers, from the k-th uniforms ``u(k)``."""
         return _summed(u(0), chain, moment, cloud, states, ancestors)
 
@@ -114,7 +114,7 @@ class Metropolis(Backward):
         """How many uniforms one draw may take."""
         return 2 * self.steps
 
-    def draw(self, u, chain, moment, cloud, states, ancestors):  # type: ignore[no-untyped-def]
+    def draw(self, u, chain, moment, cloud, states, ancestors):
         """The numbers, from the k-th uniforms ``u(k)``."""
         density = _density(chain, moment, cloud, states)
         search = inverse(jnp.exp(cloud.log_weights))
@@ -148,7 +148,7 @@ class Rejection(Backward):
         """How many uniforms one draw may take."""
         return 2 * self.trials + 1
 
-    def draw(self, u, chain, moment, cloud, states, ancestors):  # type: ignore[no-untyped-def]
+    def draw(self, u, chain, moment, cloud, states, ancestors):
         """The numbers, from the k-th uniforms ``u(k)``."""
         if chain.bound is None:
             raise ValueError(

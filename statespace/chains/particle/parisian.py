@@ -55,12 +55,13 @@ def backward_paths(
         The paths, with axes of moments and draws first, and the numbers of the particles on them.
     """
     count = kept.ancestors.shape[0]
+    u: Any
+    each: Any
+    u, each = (None, None) if is_key(random) else random
     if is_key(random):
         own, rest = jax.random.split(random)
         u = jax.random.uniform(own, (draws,), kept.clouds.log_weights.dtype)
-        rest = jax.random.split(rest, count)[1:]
-    else:
-        u, rest = random
+        each = jax.random.split(rest, count)[1:]
     final = jax.tree.map(lambda x: x[-1], kept.clouds)
     last = inverse(jnp.exp(final.log_weights))(u)
 
@@ -72,7 +73,7 @@ def backward_paths(
         return found, later
 
     earlier = jax.tree.map(lambda x: x[:-1], kept.clouds)
-    at = rest, earlier, kept.ancestors[1:], jax.tree.map(lambda x: x[1:], chain.moments)
+    at = each, earlier, kept.ancestors[1:], jax.tree.map(lambda x: x[1:], chain.moments)
     first, rest = jax.lax.scan(back, (last, take(final.particles, last)), at, reverse=True)
     chosen, paths = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
     return paths, chosen
