@@ -52,6 +52,7 @@ from statespace.methods.paris import DegenerateStatisticsWarning, PaRIS
 from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
 from statespace.methods.particle_gibbs import ParisianParticleGibbs, ParticleGibbs, PathPosterior
 from statespace.methods.rao_blackwellised import RaoBlackwellised
+from statespace.methods.sequential_quasi import SequentialQuasiMonteCarlo
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.bearings import BearingsOnly
@@ -214,6 +215,7 @@ __all__ = [
     "ScoreClimbing",
     "Seasonal",
     "SemiMarkovKernel",
+    "SequentialQuasiMonteCarlo",
     "Series",
     "Signal",
     "Simulation",

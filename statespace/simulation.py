@@ -43,7 +43,7 @@ def states_and_observations(
     else:
         first = aggregates.entrance(aggregate, first)
 
-    lags = max(getattr(part, "lags", 0) for part in (model.observation, model.transition))
+    lags = getattr(model.observation, "lags", 0)
 
     def observe(x: Array, step: Any, key: Array, past: Array | None) -> Array:
         step = step if past is None else step._replace(history=past)
@@ -53,8 +53,8 @@ def states_and_observations(
     def move(carry: tuple, at: tuple) -> tuple[tuple, tuple[Array, Array]]:
         x, past = carry
         step, k1, k2 = at
-        before = step if past is None else step._replace(history=past)
-        drawn = model.transition(x, before).sample(k1)
+        known = step if past is None else step._replace(history=past)
+        drawn = model.transition(x, known).sample(k1)
         x = jax.tree.map(lambda new, old: new.astype(old.dtype), drawn, x)
         y = observe(x, step, k2, past)
         return (x, _remember(past, y)), (x, y)

@@ -111,7 +111,7 @@ class StochasticVolatility(eqx.Module):
     @property
     def observation(self) -> Any:
         """Law of the return."""
-        return Returns(self.degrees)
+        return Returns(self.degrees, lags=0 if self.leverage is None else 1)
 
     def _plain(self) -> Reverting:
         return Reverting(self.mean, self.persistence, self.scale)
@@ -123,15 +123,12 @@ class Leverage(eqx.Module):
     plain: Reverting
     correlation: Float[Array, ""]
 
-    @property
-    def lags(self) -> int:
-        """How many previous observations it reads."""
-        return 1
-
     def __call__(self, state: Float[Array, " 1"], step: Step) -> Distribution:
-        """The distribution of the next log variance."""
+        """The distribution of the next log variance; without a history the plain one."""
         from numpyro.distributions import Normal
 
+        if step.history is None:
+            return self.plain(state, step)
         here: Any = self.plain.at(step)
         y = step.history[0]
         seen = ~jnp.isnan(y)
@@ -142,9 +139,15 @@ class Leverage(eqx.Module):
 
 
 class Returns(eqx.Module):
-    """Returns of the variance ``exp(x)``."""
+    """Returns of the variance ``exp(x)``.
+
+    Args:
+        degrees: of freedom; None for normal returns.
+        lags: how many previous observations a step carries: 1 where the transition reads the last one.
+    """
 
     degrees: Float[Array, ""] | None
+    lags: int = eqx.field(static=True, default=0)
 
     def __call__(self, state: Float[Array, " 1"], step: Step) -> Distribution:
         """The distribution of a return."""
