@@ -36,6 +36,7 @@ from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.rate_priors import HierarchicalGamma
 from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.learners.score_ascent import ScoreAscent, ScoreClimbing
+from statespace.learners.smc2 import SMC2
 from statespace.methods.backward_sampling import BackwardSampling
 from statespace.methods.discriminative_kalman import (
     DiscriminativeKalman,
@@ -131,6 +132,7 @@ __all__ = [
     "HMM",
     "NUTS",
     "SIR",
+    "SMC2",
     "Additive",
     "AffineGaussian",
     "BackwardSampling",

@@ -38,6 +38,7 @@ class PosteriorResult(FitResult):
         effective: effective number of draws of each parameter, of its shape.
         states: draws of the states, ``(chains, draws, S, T, ...)`` for S recordings, where the sampler
             drew and was to keep them, else None.
+        log_evidence: estimate of the log marginal density of the data, where the sampler makes one.
     """
 
     draws: dict[str, Float[np.ndarray, "chains draws ..."]]
@@ -46,6 +47,7 @@ class PosteriorResult(FitResult):
     effective: dict[str, np.ndarray]
     _unconstrained: np.ndarray
     states: Any = dataclasses.field(default=None, kw_only=True)
+    log_evidence: float | None = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
     def from_draws(
@@ -62,6 +64,7 @@ class PosteriorResult(FitResult):
         log_likelihood_variance: float | None = None,
         complaint: str | None = None,
         states: Any = None,
+        log_evidence: float | None = None,
     ) -> PosteriorResult:
         """Diagnose the draws and put the result together; a complaint of the sampler's own comes last."""
         from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
@@ -100,6 +103,7 @@ class PosteriorResult(FitResult):
             _unconstrained=unconstrained,
             log_likelihood_variance=log_likelihood_variance,
             states=states,
+            log_evidence=log_evidence,
         )
 
     def interval(self, level: float = 0.95) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -118,6 +122,8 @@ class PosteriorResult(FitResult):
         facts = [fact for fact in self._facts() if fact[0] not in ("AIC", "BIC")]
         if "diverging" in self.statistics:
             facts.append(("Divergences", str(int(self.statistics["diverging"].sum()))))
+        if self.log_evidence is not None:
+            facts.append(("Log evidence", f"{self.log_evidence:.4f}"))
         limits = self.interval(level)
         lower, upper = f"{50 * (1 - level):g} %", f"{50 * (1 + level):g} %"
         rows = []

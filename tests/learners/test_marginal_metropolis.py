@@ -16,6 +16,7 @@ def drawn():
     return ss.fit(model(), data, learner=learner, priors=PRIORS, key=key, method=method)
 
 
+@pytest.mark.slow
 def test_moments_are_those_of_the_grid(drawn):
     """Means within 5 Monte Carlo errors, standard deviations within a quarter."""
     mean, sd = on_a_grid(recordings())
@@ -26,6 +27,7 @@ def test_moments_are_those_of_the_grid(drawn):
         np.testing.assert_allclose(draws.std(), sd[i], rtol=0.25)
 
 
+@pytest.mark.slow
 def test_what_is_reported(drawn):
     assert 0.1 < drawn.statistics["accepted"].mean() < 0.35  # tuned to 0.2
     assert 0.1 < drawn.log_likelihood_variance < 4
@@ -38,7 +40,7 @@ def test_what_is_reported(drawn):
 
 def test_too_few_particles_are_warned_of():
     learner = ss.ParticleMarginalMetropolis(warmup=0, samples=4, chains=1)
-    sharp = ss.replace(model(), {"observation_scale": [0.02]})
+    sharp = ss.replace(model(), {"observation_scale": np.array([0.02])})
     method, key = ss.ParticleFilter(particles=5), jax.random.key(0)
     with pytest.warns(ss.ConvergenceWarning):
         fitted = ss.fit(

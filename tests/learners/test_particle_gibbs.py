@@ -21,7 +21,9 @@ def moments_of(z, x, y):
     return jnp.concatenate([one, one**2])
 
 
-@pytest.mark.parametrize("selection", ["backward", "ancestor"])
+@pytest.mark.parametrize(
+    "selection", ["backward", pytest.param("ancestor", marks=pytest.mark.slow)]
+)
 def test_geweke(selection):
     """Parameters, states and data drawn in turn have their joint law (Geweke 2004).
 
@@ -110,6 +112,7 @@ def test_moments_are_those_of_the_grid():
     assert fitted.free == list(FREE)
 
 
+@pytest.mark.slow
 def test_what_is_kept():
     learner = ss.ParticleGibbsLearner(warmup=4, samples=4, chains=2, particles=5, keep_states=True)
     with pytest.warns(ss.ConvergenceWarning):
