@@ -81,8 +81,20 @@ def _numbers(random: Any, count: int, dtype: Any) -> Uniforms:
 
 def _cumulative(weights: Weights) -> Weights:
     """Sums of the weights in units of 1 / N: never falling, and N at the end."""
-    sums = jax.lax.cummax(jnp.cumsum(weights))
+    sums = _running(jnp.add, lambda x: jax.lax.cummax(jnp.cumsum(x)), weights)
     return sums * (len(weights) / sums[-1])
+
+
+def _running(combine: Callable[..., Array], at_once: Callable[[Array], Array], x: Array) -> Array:
+    """All of a row combined up to each entry."""
+
+    def one_by_one(x: Array) -> Array:
+        # A compiled loop of one addition: faster than log N passes, and sums to which a weight of zero
+        # adds nothing do not differ by their rounding.
+        step = lambda whole, part: (combine(whole, part),) * 2
+        return jax.lax.scan(step, jnp.zeros((), x.dtype), x)[1]
+
+    return jax.lax.platform_dependent(x, cpu=one_by_one, default=at_once)
 
 
 def _owners(ends: Int[Array, " N"], possible: Bool[Array, " N"]) -> Ancestors:
@@ -91,7 +103,8 @@ def _owners(ends: Int[Array, " N"], possible: Bool[Array, " N"]) -> Ancestors:
     starts = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
     starts = jnp.where((ends > starts) & possible, starts, count)  # without a point: dropped
     numbers = jnp.arange(count, dtype=jnp.int32)
-    return jax.lax.cummax(jnp.zeros(count, jnp.int32).at[starts].max(numbers, mode="drop"))
+    first = jnp.zeros(count, jnp.int32).at[starts].max(numbers, mode="drop")
+    return _running(jnp.maximum, jax.lax.cummax, first)
 
 
 def _sorted(ends: Float[Array, " N"], weights: Weights) -> Ancestors:
