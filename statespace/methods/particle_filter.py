@@ -16,6 +16,7 @@ from statespace.chains.particle.resampling import resampling_named
 from statespace.conditionals.finite import FiniteTransition
 from statespace.methods.particle_checks import check_data
 from statespace.methods.particle_lowering import lower, states_of
+from statespace.methods.proposals import proposal_named
 from statespace.model import Step, state_names
 from statespace.particle_posterior import ParticlePosterior
 from statespace.series import Panel, Series
@@ -58,6 +59,7 @@ class ParticleMethod(eqx.Module):
                 f"`threshold` of {name} is a share of the particles, inside [0, 1], got {self.threshold}."
             )
         resampling_named(self.resampling)
+        proposal_named(self.proposal)
 
     def with_key(self, key: PRNGKeyArray) -> Self:
         """The same method with this source of randomness."""

@@ -325,9 +325,11 @@ class TableObservation(eqx.Module):
 
     Args:
         whole: from the chain's states to those that are observed; None where they are the same.
+        complete: whether nothing is missing.
     """
 
     whole: Callable[[Array], Array] | None
+    complete: bool = eqx.field(static=True)
 
     def log_prob(self, particles: Int[Array, " N"], moment: Moment) -> Float[Array, " N"]:
         """Log density of the observation given every particle."""
@@ -338,8 +340,11 @@ class FunctionObservation(eqx.Module):
     """Any observation ``(state, step) -> Distribution``, of clouds."""
 
     density: Callable[..., Array]
+    complete: bool = eqx.field(static=True)
 
     def __init__(self, conditional: Conditional, state: Any, moment: Moment, *, complete: bool):
+        self.complete = complete
+
         def one(x: Any, step: Step, y: Array) -> Array:
             law = conditional(x, step)
             return complete_density(law, y) if complete else log_density(law, y)

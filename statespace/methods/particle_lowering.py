@@ -28,6 +28,7 @@ from statespace.methods.particle_laws import (
     over_time,
 )
 from statespace.methods.potentials import log_potentials, with_history
+from statespace.methods.proposals import proposal_named
 from statespace.methods.transition_bounds import bound_of
 from statespace.model import Step
 from statespace.series import Series
@@ -96,7 +97,7 @@ def lower(
         ValueError: if the initial law is diffuse.
     """
     clouds, moments = on_clouds(model, series, steps)
-    return clouds.chain(moments)
+    return proposal_named(proposal).chain(clouds, moments)
 
 
 def on_clouds(model: Any, series: Series, steps: Step | None = None) -> tuple[Bootstrap, Moment]:
@@ -122,14 +123,14 @@ def on_clouds(model: Any, series: Series, steps: Step | None = None) -> tuple[Bo
         constant, varying = over_time(law, steps, varies)
         transition, moments = AffineTransition(constant), moments._replace(transition=varying)
     else:
-        transition = FunctionLaw(model.transition, like, at(steps, 0), like)
+        transition = FunctionLaw(model.transition, like, row.step, like)
 
     if isinstance(model.transition, FiniteTransition):
         parts = model.transition.aggregate
         states = aggregates.count(parts, len(model.transition.matrix(at(steps, 0))))
         table = log_potentials(model.observation, series, steps, states)
         whole = None if parts is None else lambda x: aggregates.whole(parts, x)
-        observation = TableObservation(whole)
+        observation = TableObservation(whole, bool(series.complete))
         moments = moments._replace(observation=table.astype(dtype))
     elif hasattr(model.observation, "at"):
         constant, varying = _observed(model.observation, moments, varies, series.complete, dtype)
