@@ -37,6 +37,7 @@ from statespace.learners.rate_priors import HierarchicalGamma
 from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.learners.score_ascent import ScoreAscent, ScoreClimbing
 from statespace.learners.smc2 import SMC2
+from statespace.methods import proposals
 from statespace.methods.backward_sampling import BackwardSampling
 from statespace.methods.discriminative_kalman import (
     DiscriminativeKalman,
@@ -252,6 +253,7 @@ __all__ = [
     "parameter",
     "parameters",
     "plot",
+    "proposals",
     "relabel",
     "replace",
     "sample_states",
