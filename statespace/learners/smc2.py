@@ -33,8 +33,9 @@ class SMC2(eqx.Module):
     observation after the other. When the weights have become unequal, parameters are drawn anew by them and
     moved by steps of particle marginal Metropolis–Hastings on the data so far, whose size follows the swarm's
     own spread. When too few of these are accepted, because the filters' estimates vary too much on a longer
-    recording, their particles are doubled. No start is needed, several modes are no obstacle, and the product of what was
-    predicted is an estimate of the evidence, ``result.log_evidence``, by which models are compared.
+    recording, their particles are doubled. No start is needed, several modes are no obstacle, and the product
+    of what was predicted is an estimate of the evidence, ``result.log_evidence``, by which models are
+    compared.
 
     With an exact method, such as ``Kalman()``, it is iterated batch importance sampling (Chopin 2002).
 
