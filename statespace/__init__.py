@@ -44,6 +44,7 @@ from statespace.methods.discriminative_kalman import (
     DiscriminativeOnline,
     DiscriminativePosterior,
 )
+from statespace.methods.fixed_lag import FixedLag
 from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.kalman import Kalman
 from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
@@ -55,6 +56,7 @@ from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
 from statespace.methods.particle_gibbs import ParisianParticleGibbs, ParticleGibbs, PathPosterior
 from statespace.methods.rao_blackwellised import RaoBlackwellised
 from statespace.methods.sequential_quasi import SequentialQuasiMonteCarlo
+from statespace.methods.two_filter import TwoFilter
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.bearings import BearingsOnly
@@ -161,6 +163,7 @@ __all__ = [
     "FiniteTransition",
     "FirstPassage",
     "FitResult",
+    "FixedLag",
     "Forecast",
     "ForwardBackward",
     "Gaussian",
@@ -232,6 +235,7 @@ __all__ = [
     "SwitchingLinearGaussian",
     "SwitchingPosterior",
     "ThetaLogistic",
+    "TwoFilter",
     "compare",
     "config",
     "constant",

@@ -298,7 +298,7 @@ def test_particle_gibbs_with_ancestor_sampling_keeps_the_law():
 
 @pytest.mark.parametrize("selection", ["backward", "ancestor", "lineage"])
 def test_moves_with_a_key(selection, key):
-    """The same programs with keys: from a draw of the law the next one has it too, within 5 standard errors."""
+    """With keys: from a draw of the law the next one has it too, within 5 standard errors."""
     paths, weights, _ = exact(3)
     chain = enumeration.chain(3)
     drawing = particle.Chain(
