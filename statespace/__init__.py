@@ -2,7 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from statespace import config, datasets, diagnostics, durations, emissions, functionals, plot
+from statespace import (
+    config,
+    datasets,
+    diagnostics,
+    durations,
+    emissions,
+    functionals,
+    linearisation,
+    plot,
+)
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.conditionals.discriminative import Discriminative
@@ -16,6 +25,7 @@ from statespace.conditionals.finite import (
 from statespace.conditionals.jump import RateMatrix
 from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.conditionals.switching import RegimeState, Switching
+from statespace.decoding.learn import learn_decoder
 from statespace.expectation import Expectation, expect
 from statespace.finite_forecast import MixtureForecast
 from statespace.finite_posterior import FinitePosterior
@@ -46,7 +56,9 @@ from statespace.methods.discriminative_kalman import (
 )
 from statespace.methods.fixed_lag import FixedLag
 from statespace.methods.forward_backward import ForwardBackward
+from statespace.methods.iterated import IteratedSmoother
 from statespace.methods.kalman import Kalman
+from statespace.methods.linearised import ExtendedKalman, SigmaPointKalman
 from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
 from statespace.methods.online_paris import ParisOnline, ParisOnlineState
@@ -154,6 +166,7 @@ __all__ = [
     "DiscriminativePosterior",
     "DynamicFactor",
     "Expectation",
+    "ExtendedKalman",
     "FactorialHMM",
     "FactorialKernel",
     "FiniteKernel",
@@ -174,6 +187,7 @@ __all__ = [
     "IntegratedOrnsteinUhlenbeck",
     "Irregular",
     "IteratedFiltering",
+    "IteratedSmoother",
     "JumpGibbs",
     "JumpPaths",
     "Kalman",
@@ -223,6 +237,7 @@ __all__ = [
     "SemiMarkovKernel",
     "SequentialQuasiMonteCarlo",
     "Series",
+    "SigmaPointKalman",
     "Signal",
     "Simulation",
     "SoftmaxKernel",
@@ -252,6 +267,7 @@ __all__ = [
     "forecast",
     "freeze",
     "functionals",
+    "linearisation",
     "log_likelihood",
     "online",
     "parameter",

@@ -87,7 +87,7 @@ class Taylor(Linearisation):
         matrix = jax.jacfwd(function)(mean)
         if self.order == 2:
             curvature = jax.jacfwd(jax.jacfwd(function))(mean)
-            u = spread if form == "sqrt" else _lower(spread)
+            u = spread if form == "sqrt" else lower_factor(spread)
             bent = jnp.einsum("ki,mkl,lj->mij", u, curvature, u)  # in standard coordinates
             value = value + 0.5 * jnp.trace(bent, axis1=1, axis2=2)
             rows = bent.reshape(len(value), -1) / np.sqrt(2)
@@ -113,7 +113,7 @@ class SigmaPoints(Linearisation):
         standard, w_mean, w_covariance = self.points(len(mean))
         dtype = mean.dtype
         z, w, v = (jnp.asarray(a, dtype) for a in (standard, w_mean, w_covariance))
-        u = spread if form == "sqrt" else _lower(spread)
+        u = spread if form == "sqrt" else lower_factor(spread)
         at = mean + z @ u.T
         values, noises = jax.vmap(moments)(at)
         value = w @ values
@@ -284,7 +284,7 @@ def mean_and_noise(law: Any, form: Form, name: str) -> tuple[Array, Array]:
     return mean, jnp.diag(jnp.sqrt(variance) if form == "sqrt" else variance)
 
 
-def _lower(covariance: Array) -> Array:
+def lower_factor(covariance: Array) -> Array:
     """A lower triangular factor of a covariance that may be singular."""
     factor = root(covariance)
     return factor if len(factor) <= la.UNROLLED else la.tria(factor)

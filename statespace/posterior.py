@@ -128,6 +128,7 @@ class GaussianPosterior(Gaussians):
         lag_one: ``Cov[x_t, x_{t+1} | data]``, shape ``(T - 1, n, n)``, or None.
         chain: the Gaussian chain behind it, from which trajectories are drawn; None where there is none.
         rows: which moments of the chain these are, shape ``(T,)``; None for all of them.
+        convergence: how the iteration ended, where the method is an iterated one; else None.
         components: what each named part of the model contributes to the observations, with ``mean`` and
             ``std``, ``(T,)`` each; None where the model names no parts.
         kind: "filtered" (given the data up to each moment) or "smoothed" (given all data).
@@ -148,6 +149,7 @@ class GaussianPosterior(Gaussians):
     lag_one: Float[Array, "T-1 n n"] | None = None
     chain: Any = None
     rows: Int[Array, " T"] | None = None
+    convergence: Any = None
     components: dict[str, Any] | None = None
     kind: Literal["filtered", "smoothed"] = eqx.field(static=True, default="smoothed")
     labels: Labels | None = eqx.field(static=True, default=None)

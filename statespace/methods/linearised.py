@@ -50,8 +50,7 @@ class Linearised(GaussianMethod):
             TypeError: naming the conditional at fault.
             ValueError: naming the shapes.
         """
-        series = data.series[0] if isinstance(data, Panel) else data
-        _check(model, series, type(self).__name__)
+        check_conditionals(model, data, type(self).__name__)
 
     def lower(self, model: Any, series: Series) -> Lowered:
         """The chain of the model made affine along the filter's way."""
@@ -245,23 +244,33 @@ def update(
     return filtered[:, 0], seen.filtered, sees, constant - 0.5 * gram[0, 0]
 
 
-def _check(model: Any, series: Series, name: str) -> None:
-    steps, _ = steps_of(series)
-    step = at(steps, 0)
-    law = proper(initial_law(model, step), name)
+def noise_at(
+    conditional: Any, step: Step, x: Float[Array, " n"], form: gaussian.Form, name: str
+) -> tuple[Array, Array]:
+    """Mean and noise of a conditional at one state."""
+    if hasattr(conditional, "at"):
+        here = conditional.at(step)
+        return here.matrix @ x + here.offset, noise(here, form)
+    return mean_and_noise(conditional(x, step), form, name)
+
+
+def check_conditionals(model: Any, data: Series | Panel, method: str) -> None:
+    """Refuse conditionals without a mean and a covariance, and shapes that do not fit.
+
+    Raises:
+        TypeError: naming the conditional at fault.
+        ValueError: naming the shapes.
+    """
+    series = data.series[0] if isinstance(data, Panel) else data
+    step = at(steps_of(series)[0], 0)
+    law = proper(initial_law(model, step), method)
     n, m = law.mean.shape[0], series.channels.shape[1]
-    for part, rows in (("transition", n), ("observation", m)):
-        conditional = getattr(model, part)
-
-        def mean(x: Array, conditional: Any = conditional, part: str = part) -> Array:
-            if hasattr(conditional, "at"):
-                here = conditional.at(step)
-                return here.matrix @ x + here.offset
-            return mean_and_noise(conditional(x, step), "covariance", part)[0]
-
-        shape = jax.eval_shape(mean, law.mean).shape
+    for name, rows in (("transition", n), ("observation", m)):
+        conditional = getattr(model, name)
+        look = lambda x, c=conditional, name=name: noise_at(c, step, x, "covariance", name)
+        shape = jax.eval_shape(look, law.mean)[0].shape
         if shape != (rows,):
-            what = f"the data have {m} channels" if part == "observation" else f"the state has {n}"
+            what = f"the data have {m} channels" if name == "observation" else f"the state has {n}"
             raise ValueError(
-                f"`{part}` of the model gives values of shape {shape}, but {what}: expected ({rows},)."
+                f"`{name}` of the model gives values of shape {shape}, but {what}: expected ({rows},)."
             )

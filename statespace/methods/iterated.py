@@ -1,0 +1,344 @@
+"""Iterated smoothers: linearise round the smoothed states until they no longer move."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from statespace.chains import gaussian
+from statespace.chains.gaussian import algebra as la
+from statespace.linearisation import Affine, Linearisation, Taylor, lower_factor
+from statespace.methods.gaussian_method import GaussianMethod, Lowered
+from statespace.methods.linearised import Linearised, check_conditionals, make_affine, noise_at
+from statespace.methods.lowering import steps_of
+from statespace.model import Step
+from statespace.posterior import GaussianPosterior
+from statespace.series import Panel, Series
+
+_ROUNDS = 30  # of the derivative of the fixed point, which contract as the iteration does
+
+Damping = Literal["levenberg-marquardt", "line-search"]
+
+
+class Convergence(NamedTuple):
+    """How an iteration ended.
+
+    Attributes:
+        iterations: how many were made.
+        change: the last change of the states, in units of their posterior standard deviations, at most.
+        converged: whether it fell below the tolerance.
+        cost: minus the log joint density at the states; NaN where the rule minimises none.
+    """
+
+    iterations: Int[Array, ""]
+    change: Float[Array, ""]
+    converged: Bool[Array, ""]
+    cost: Float[Array, ""]
+
+
+class IteratedSmoother(GaussianMethod):
+    """Smooth, linearise round the smoothed states, and smooth again, to a fixed point.
+
+    With ``Taylor()`` it is the Gauss–Newton method on the log joint density of all states (Bell 1994; Särkkä
+    & Svensson 2020), and its fixed point the posterior mode where the noises do not depend on the state. With
+    sigma points it is posterior linearisation (García-Fernández, Svensson & Särkkä 2017). Every iteration is
+    one smoother of the Gaussian chain, sequential or associative. Gradients of the log likelihood are those
+    of the fixed point (implicit function theorem), and do not pass through the iterations.
+
+    Needs what ``ExtendedKalman`` and ``SigmaPointKalman`` need. Exact for linear Gaussian models. The log
+    likelihood is that of the model linearised at the fixed point.
+
+    Args:
+        form: "covariance", or "sqrt" for recursions on factors. None: "sqrt" in float32.
+        parallel: whether to use associative scans. None: on accelerators only.
+        linearisation: a rule of ``statespace.linearisation``.
+        iterations: the most that are made.
+        tolerance: change of the states, in posterior standard deviations, at which it stops.
+        damping: "levenberg-marquardt" holds each step back by observing the states where they were (the
+            smoothed step is then the exact Levenberg–Marquardt one); "line-search" shortens steps that do not
+            descend; None takes full steps. Both make the cost fall in every iteration; they go with
+            ``Taylor()``, which has a cost, and need noises that are not singular.
+
+    Raises:
+        ValueError: if a setting is out of range, or damping does not go with the rule.
+    """
+
+    linearisation: Linearisation = eqx.field(static=True, default=Taylor())
+    iterations: int = eqx.field(static=True, default=50)
+    tolerance: float = eqx.field(static=True, default=1e-8)
+    damping: Damping | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(
+                f"`iterations` of IteratedSmoother must be positive, got {self.iterations}."
+            )
+        if not self.tolerance >= 0:
+            raise ValueError(
+                f"`tolerance` of IteratedSmoother must not be negative, got {self.tolerance}."
+            )
+        if self.damping not in (None, "levenberg-marquardt", "line-search"):
+            raise ValueError(
+                '`damping` of IteratedSmoother must be "levenberg-marquardt", "line-search" or None, got '
+                f"{self.damping!r}."
+            )
+        if self.damping is not None and not isinstance(self.linearisation, Taylor):
+            raise ValueError(
+                "`damping` of IteratedSmoother needs a cost that each step lowers, which Taylor() has and "
+                f"{type(self.linearisation).__name__} has not: use damping=None."
+            )
+
+    def check(self, model: Any, data: Series | Panel) -> None:
+        """Refuse conditionals without a mean and a covariance, and shapes that do not fit."""
+        check_conditionals(model, data, type(self).__name__)
+
+    def lower(self, model: Any, series: Series) -> Lowered:
+        """The chain of the model made affine at the fixed point."""
+        return self._solve(model, series)[0]
+
+    def posterior(self, model: Any, series: Series, kind: Any) -> GaussianPosterior:
+        """The law of the states, with how the iteration ended as its ``convergence``."""
+        lowered, convergence = self._solve(model, series)
+        posterior = self.posterior_of(model, series, lowered, kind)
+        return dataclasses.replace(posterior, convergence=convergence)
+
+    def online(self, model: Any, dt: float) -> Any:
+        """Refused: it needs the whole recording.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "IteratedSmoother needs the whole recording: use ExtendedKalman() or SigmaPointKalman() online."
+        )
+
+    def _solve(self, model: Any, series: Series) -> tuple[Lowered, Convergence]:
+        start = _Start(
+            form=self.form, parallel=self.parallel, linearisation_rule=self.linearisation
+        ).lower(model, series)
+        problem = _Problem(model, series, self.linearisation, start.chain, start.how["form"])
+        smooth = lambda chain: gaussian.smooth(chain, **start.how)
+
+        def once(states: Nominal) -> Nominal:
+            smoothed = smooth(problem.chain(states))
+            return Nominal(smoothed.mean, smoothed.covariance)
+
+        first = smooth(start.chain)
+        begin = Nominal(first.mean, first.covariance)
+        states, convergence = _iterate(self, problem, smooth, begin)
+        states = fixed_point(once, jax.lax.stop_gradient(states), _ROUNDS)
+        return Lowered(problem.chain(states), start.how), convergence
+
+
+def fixed_point(step: Callable[[Any], Any], at: Any, rounds: int) -> Any:
+    """A fixed point that has been found, with its derivative by the implicit function theorem.
+
+    With ``x = S(x, p)`` it is ``dx = (I - dS/dx)^{-1} dS/dp dp``: the tangent of one more step, and the
+    sum of its images, of which there are ``rounds``.
+    """
+    after, linear = jax.linearize(step, at)
+    zero = jax.tree.map(jnp.subtract, after, jax.lax.stop_gradient(after))
+    images = _images(zero, eqx.filter_closure_convert(linear, zero), rounds)
+    return jax.tree.map(jnp.add, at, images)
+
+
+@eqx.filter_custom_jvp
+def _images(zero: Any, linear: Callable[[Any], Any], rounds: int) -> Any:
+    """Zero, with the tangent ``(I + J + J² + …)`` times that of ``zero``."""
+    return jax.tree.map(jnp.zeros_like, zero)
+
+
+@_images.def_jvp
+def _images_jvp(primals: tuple, tangents: tuple) -> tuple:
+    zero, linear, rounds = primals
+    first = tangents[0]
+    one = lambda v, _: (jax.tree.map(jnp.add, first, linear(v)), None)
+    out = jax.lax.scan(one, first, None, length=rounds)[0]
+    return jax.tree.map(jnp.zeros_like, zero), out
+
+
+class _Start(Linearised):
+    """The filter's own linearisation, from which the iteration begins."""
+
+    linearisation_rule: Linearisation = eqx.field(static=True, default=Taylor())
+
+    @property
+    def linearisation(self) -> Linearisation:
+        return self.linearisation_rule
+
+
+class Nominal(NamedTuple):
+    """The states round which the model is linearised."""
+
+    mean: Float[Array, "T n"]
+    covariance: Float[Array, "T n n"]
+
+
+class _Problem(NamedTuple):
+    """A model and a recording, to be linearised round any states."""
+
+    model: Any
+    series: Series
+    rule: Linearisation
+    start: gaussian.Chain
+    form: gaussian.Form
+
+    @property
+    def steps(self) -> Step:
+        return steps_of(self.series)[0]
+
+    def chain(self, states: Nominal) -> gaussian.Chain:
+        """The chain of the model made affine round these states."""
+        spread = states.covariance
+        if self.form == "sqrt":
+            spread = jax.vmap(lower_factor)(spread)
+
+        def one(name: str) -> Callable[..., Affine]:
+            conditional = getattr(self.model, name)
+            dtype = states.mean.dtype
+
+            def affine(step: Step, mean: Array, spread: Array) -> Affine:
+                made = make_affine(conditional, step, self.rule, mean, spread, self.form, name)
+                return Affine(*(a.astype(dtype) for a in made))
+
+            return affine
+
+        sees = jax.vmap(one("observation"))(self.steps, states.mean, spread)
+        old: Any = self.start.potentials
+        potentials = gaussian.Observed(*sees, old.value, old.mask)
+        if len(self.series) == 1:
+            return self.start._replace(potentials=potentials)
+        later = jax.tree.map(lambda x: x[1:], self.steps)
+        moves = jax.vmap(one("transition"))(later, states.mean[:-1], spread[:-1])
+        return gaussian.Chain(self.start.initial, gaussian.Transitions(*moves), potentials)
+
+    def cost(self, x: Float[Array, "T n"]) -> Float[Array, ""]:
+        """Minus the log joint density of states and observations, up to a constant."""
+        law = self.start.initial
+        p: Any = self.start.potentials
+        total = _half_square(x[0] - law.mean, law.noise, None, self.form)
+
+        def seen(step: Step, x: Array, y: Array, mask: Array) -> Array:
+            mean, noise = noise_at(self.model.observation, step, x, self.form, "observation")
+            return _half_square(y - mean, noise, mask, self.form)
+
+        total += jnp.sum(jax.vmap(seen)(self.steps, x, p.value, p.mask))
+        if len(x) == 1:
+            return total
+
+        def moved(step: Step, before: Array, x: Array) -> Array:
+            mean, noise = noise_at(self.model.transition, step, before, self.form, "transition")
+            return _half_square(x - mean, noise, None, self.form)
+
+        later = jax.tree.map(lambda a: a[1:], self.steps)
+        return total + jnp.sum(jax.vmap(moved)(later, x[:-1], x[1:]))
+
+
+def _half_square(
+    error: Float[Array, " m"], noise: Float[Array, "m k"], mask: Array | None, form: gaussian.Form
+) -> Float[Array, ""]:
+    """``-log N(error; 0, noise)`` of the channels that were seen, up to a constant."""
+    covariance = noise if form == "covariance" else la.matmul_t(noise, noise)
+    if mask is not None:
+        both = mask[:, None] & mask[None, :]
+        covariance = jnp.where(both, covariance, jnp.eye(len(mask), dtype=noise.dtype))
+        error = jnp.where(mask, error, 0)
+    factor = la.cholesky(covariance)
+    white = la.solve_lower(factor, error[:, None])
+    return 0.5 * jnp.sum(white**2) + la.log_diagonal(factor)
+
+
+class _Search(NamedTuple):
+    states: Nominal
+    cost: Array
+    weight: Array
+    iteration: Array
+    change: Array
+    going: Array
+
+
+def _iterate(
+    method: IteratedSmoother, problem: _Problem, smooth: Callable, begin: Nominal
+) -> tuple[Nominal, Convergence]:
+    damped = method.damping is not None
+    dtype = begin.mean.dtype
+    tolerance = jnp.maximum(method.tolerance, 10 * jnp.finfo(dtype).eps)
+
+    def attempt(s: _Search) -> tuple[Nominal, Array, Array]:
+        """The next states, their cost, and the next weight of the damping."""
+        chain = problem.chain(s.states)
+        if method.damping == "levenberg-marquardt":
+            smoothed = smooth(_held_back(chain, s.states, s.weight, problem.form))
+            new = Nominal(smoothed.mean, smoothed.covariance)
+            cost = problem.cost(new.mean)
+            return new, cost, jnp.where(cost <= s.cost, s.weight / 10, s.weight * 10)
+        smoothed = smooth(chain)
+        new = Nominal(smoothed.mean, smoothed.covariance)
+        if not damped:
+            return new, s.cost, s.weight
+        step = new.mean - s.states.mean
+        ascends = lambda c: ~(problem.cost(s.states.mean + c * step) <= s.cost) & (c > 1e-4)
+        c = jax.lax.while_loop(ascends, lambda c: c / 2, jnp.ones((), dtype))
+        new = new._replace(mean=s.states.mean + c * step)
+        return new, problem.cost(new.mean), s.weight
+
+    def body(s: _Search) -> _Search:
+        new, cost, weight = attempt(s)
+        better = cost <= s.cost if damped else jnp.ones((), bool)
+        sd = jnp.sqrt(jnp.maximum(jnp.diagonal(new.covariance, axis1=1, axis2=2), 0))
+        moved = jnp.abs(new.mean - s.states.mean)
+        change = jnp.max(jnp.where(sd > 0, moved / jnp.where(sd > 0, sd, 1), 0))
+        states = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, s.states)
+        return _Search(
+            states=states,
+            cost=jnp.where(better, cost, s.cost),
+            weight=weight,
+            iteration=s.iteration + 1,
+            change=change,
+            # a step that was refused although it was this small can only have failed by rounding
+            going=(change > tolerance) & (weight < 1e16) & jnp.isfinite(change),
+        )
+
+    start = _Search(
+        states=begin,
+        cost=problem.cost(begin.mean) if damped else jnp.asarray(jnp.nan, dtype),
+        weight=jnp.asarray(1e-2, dtype),
+        iteration=jnp.asarray(0),
+        change=jnp.asarray(jnp.inf, dtype),
+        going=jnp.asarray(True),
+    )
+    end = jax.lax.while_loop(lambda s: s.going & (s.iteration < method.iterations), body, start)
+    cost = end.cost
+    if not damped and isinstance(method.linearisation, Taylor):
+        cost = problem.cost(end.states.mean)
+    return end.states, Convergence(end.iteration, end.change, end.change <= tolerance, cost)
+
+
+def _held_back(
+    chain: gaussian.Chain, states: Nominal, weight: Array, form: gaussian.Form
+) -> gaussian.Chain:
+    """The chain with the states observed where they were, ``weight`` times as precisely as they are known."""
+    p: Any = chain.potentials
+    steps, n = states.mean.shape
+    m, k = p.noise.shape[1:]
+    dtype = states.mean.dtype
+    variance = jnp.diagonal(states.covariance, axis1=1, axis2=2) / weight
+    own = jax.vmap(jnp.diag)(jnp.sqrt(variance) if form == "sqrt" else variance)
+    noise = jnp.zeros((steps, m + n, k + n), dtype)
+    noise = noise.at[:, :m, :k].set(p.noise).at[:, m:, k:].set(own)
+    eye = jnp.broadcast_to(jnp.eye(n, dtype=dtype), (steps, n, n))
+    return chain._replace(
+        potentials=gaussian.Observed(
+            matrix=jnp.concatenate([p.matrix, eye], axis=1),
+            offset=jnp.concatenate([p.offset, jnp.zeros((steps, n), dtype)], axis=1),
+            noise=noise,
+            value=jnp.concatenate([p.value, states.mean], axis=1),
+            mask=jnp.concatenate([p.mask, jnp.ones((steps, n), bool)], axis=1),
+        )
+    )
