@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize
-from scipy.stats import poisson
+from scipy.stats import binom, norm, poisson
 
 from statespace import datasets
 from statespace.series import as_series
@@ -102,6 +102,37 @@ def test_path_of_the_rat_stays_in_its_box():
     assert (steps < 0.021).mean() > 0.99  # it drops out now and then
     assert data.to_numpy().min() > 0
     assert data.to_numpy().max() < 1
+
+
+needs_particles = pytest.mark.skipif(
+    importlib.util.find_spec("particles") is None,
+    reason="the file is that of the package particles",
+)
+
+
+@needs_particles
+def test_thalamus_counts_have_the_known_likelihood():
+    """By quadrature on a grid (the grid's error is far below the last digit)."""
+    counts = datasets.load("thalamus")
+    assert (len(counts), counts.index[0], int(counts.sum())) == (3000, 0, 3056)
+    grid, width = np.linspace(-30.0, 15.0, 451, retstep=True)
+    move = norm.pdf(grid[:, None], 0.9981 * grid, np.sqrt(0.1089)) * width
+    seen = binom.pmf(np.arange(51)[:, None], 50, 1 / (1 + np.exp(-grid)))
+    for scale, want in ((1.0, -3080.53885), (np.sqrt(0.1089), -3099.31616)):
+        law, total = norm.pdf(grid, 0, scale) * width, 0.0
+        for t, y in enumerate(counts.astype(int)):
+            law = seen[y] * (move @ law if t else law)
+            total += np.log(law.sum())
+            law /= law.sum()
+        assert total == pytest.approx(want, abs=1e-4)
+
+
+@needs_particles
+def test_exchange_rate():
+    rate = datasets.load("gbp_usd")
+    assert len(rate) == 751
+    assert (rate.index[0], rate.iloc[0]) == (pd.Timestamp("1997-01-02"), 0.59296)
+    assert (rate.index[-1], rate.iloc[-1]) == (pd.Timestamp("1999-12-31"), 0.61907)
 
 
 def test_packages_are_not_imported():

@@ -36,7 +36,7 @@ def from_uniforms(law: Any, u: Float[Array, " d"]) -> Any:
     if isinstance(law, RegimeLaw):
         regime = _index(jnp.cumsum(law.probs), u[0])
         return RegimeState(regime, from_uniforms(pick(law.laws, regime), u[1:]))
-    shape = tuple(law.batch_shape) + tuple(law.event_shape)
+    shape = (*getattr(law, "batch_shape", ()), *getattr(law, "event_shape", ()))
     while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
         law = law.base_dist
     if isinstance(law, dist.MultivariateNormal):
