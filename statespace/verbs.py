@@ -14,6 +14,7 @@ from statespace.learners.fit import fit
 from statespace.learners.likelihood import each_recording, keyed, keys_of, stacked
 from statespace.learners.likelihood import log_likelihood as _log_likelihood
 from statespace.methods.choice import is_random, method_for, with_key
+from statespace.methods.particle_checks import require_possible
 from statespace.model import check_key, check_model
 from statespace.panels import PanelPosterior, with_components
 from statespace.prediction import merge, query
@@ -269,8 +270,11 @@ def _posterior(model: Any, data: Any, method: Any, kind: str, key: Any) -> Any:
     plain = data.drop_labels()
     if isinstance(data, Panel):
         padded = _run_panel(model, plain, method, kind)
+        require_possible(model, padded)
         return PanelPosterior(padded, model, plain.inputs, data.lengths, data.labels)
-    return _run(model, plain, method, kind).labelled(data.labels)
+    posterior = _run(model, plain, method, kind)
+    require_possible(model, posterior)
+    return posterior.labelled(data.labels)
 
 
 @eqx.filter_jit

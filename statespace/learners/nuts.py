@@ -16,6 +16,7 @@ from statespace.learners.priors import Priors, checked_priors, log_prior
 from statespace.learners.problem import Problem, check_start, density, moved, not_finite, vector
 from statespace.learners.result import FitResult
 from statespace.learners.sampling import in_blocks, sweeps
+from statespace.methods.choice import is_random
 
 _BLOCK = 50  # draws in one call of the compiled loop
 _RETRIES = 12
@@ -76,10 +77,17 @@ class NUTS(eqx.Module):
         """Draws from the posterior; see :func:`statespace.fit`.
 
         Raises:
+            TypeError: if the method is random.
             ValueError: if ``key`` is missing, a free parameter has no prior, or the start is impossible.
         """
         if key is None:
             raise ValueError("NUTS is random: give `fit` a `key`, such as `jax.random.key(0)`.")
+        if is_random(method):
+            raise TypeError(
+                f"NUTS needs a log likelihood that can be differentiated and does not change from call to "
+                f"call, and that of {type(method).__name__} is a random estimate: use "
+                "ParticleMarginalMetropolis() or ParticleGibbsLearner(), which allow for that."
+            )
         priors = checked_priors(model, priors, every="NUTS")
         problem = Problem(model, bare(data), priors, method)
         check_start(problem, "NUTS")

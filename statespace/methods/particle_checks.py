@@ -12,10 +12,11 @@ import numpy as np
 from statespace.conditionals import aggregates
 from statespace.conditionals.affine import AffineGaussian
 from statespace.conditionals.finite import FiniteTransition
-from statespace.methods.lowering import dtype_of
+from statespace.methods.lowering import at, dtype_of
 from statespace.methods.particle_laws import InitialLaw
-from statespace.methods.particle_lowering import initial_law
+from statespace.methods.particle_lowering import initial_law, on_clouds
 from statespace.methods.potentials import check_observations, first_step
+from statespace.methods.proposals import Auxiliary, Given, proposal_named
 from statespace.model import Step
 from statespace.series import Panel, Series
 
@@ -153,6 +154,89 @@ def require_density(model: Any, data: Series | Panel, method: str) -> None:
             f"{method} needs the density of `transition`, and that of this model ({_name(law)}) has none: "
             f"{why}. Use ParticleFilter(), which only draws from it."
         )
+
+
+def require_possible(model: Any, posterior: Any) -> None:
+    """Refuse a posterior by particles of which none could produce some observation; a traced one passes.
+
+    Raises:
+        ValueError: naming the moment and the observation conditional.
+    """
+    impossible = getattr(posterior, "impossible", None)
+    if impossible is None or isinstance(impossible, jax.core.Tracer):
+        return
+    for flags, what in (
+        (np.asarray(impossible), "has density zero"),
+        (np.isnan(np.asarray(posterior.pointwise)), "has a density that is NaN"),
+    ):
+        found = np.argwhere(flags)
+        if not len(found):
+            continue
+        first = tuple(found[0])
+        where = f"row {first[-1]}" + (f" of recording {first[0]}" if len(first) > 1 else "")
+        raise ValueError(
+            f"the observation {np.asarray(posterior.y)[first]} in {where} (time "
+            f"{np.asarray(posterior.times)[first]:g}) {what} given every particle ({len(found)} such "
+            f"moments): look at `observation` of the model ({_name(model.observation)}), at the support of its "
+            "distributions, or use more particles or another proposal."
+        )
+
+
+def check_proposal(model: Any, data: Series | Panel, proposal: Any) -> None:
+    """Refuse a proposal by a function that cannot reach where the transition leads.
+
+    It is tried on draws from the model; traced data pass.
+
+    Raises:
+        TypeError: if it gives no distribution with a density.
+        ValueError: if its draws are of another shape, or it gives density zero to what the transition draws;
+            it is named.
+    """
+    if isinstance(proposal, Auxiliary):
+        proposal = proposal.proposal
+    proposal = proposal_named(proposal)
+    leaves = jax.tree.leaves(eqx.filter((model, data), eqx.is_array))
+    if not isinstance(proposal, Given) or any(isinstance(x, jax.core.Tracer) for x in leaves):
+        return
+    series = data.series[0] if isinstance(data, Panel) else data
+    shapes, zero = _tried(model, series.drop_labels(), proposal)
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the proposal {proposal.name} gives states of shape {shapes[1]}, `transition` of the model of "
+            f"shape {shapes[0]}."
+        )
+    if int(zero):
+        raise ValueError(
+            f"the proposal {proposal.name} misses part of what `transition` of the model reaches: it gives "
+            f"density zero to {int(zero)} of {_TRIED} draws from it. A proposal must be positive where the "
+            "transition is, or the filter is biased: use one with a wider support."
+        )
+
+
+_TRIED = 64
+
+
+@eqx.filter_jit
+def _tried(model: Any, series: Series, proposal: Given) -> Any:
+    """Shapes of states and of draws, and how many successors of states have no density when proposed."""
+    clouds, moments = on_clouds(model, series)
+    row = at(moments, min(1, len(series) - 1))
+    # a moment with an observation to be guided by, if the first two have none
+    row = row._replace(y=jnp.where(jnp.isnan(row.y), jnp.nanmean(moments.y, axis=0), row.y))
+    one, two, three = jax.random.split(jax.random.key(0), 3)
+    before = clouds.start(one, _TRIED, row)
+    after = clouds.propose(two, before, row)
+    law = proposal.law(clouds, row)
+    if not law.has_density:
+        raise TypeError(f"the proposal {proposal.name} gives distributions without `log_prob`.")
+    pair = row._replace(step=(row.step, row.y))  # type: ignore[arg-type]
+    single = lambda x: proposal.function(x, row.step, row.y).sample(three)
+    drawn = jax.eval_shape(single, clouds.initial.like)
+    shapes = [str(jax.tree.map(lambda x: x.shape, x)) for x in (clouds.initial.like, drawn)]
+    zero = jnp.zeros((), int)
+    if shapes[0] == shapes[1]:
+        zero = jnp.sum(~(law.log_prob(before, after, pair) > -jnp.inf))
+    return shapes, zero
 
 
 def _evaluates(conditional: Any, state: Any, step: Step) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.chains import particle
 from statespace.chains.particle.resampling import resampling_named
 from statespace.conditionals.finite import FiniteTransition
-from statespace.methods.particle_checks import check_data
+from statespace.methods.particle_checks import check_data, check_proposal
 from statespace.methods.particle_lowering import lower, states_of
 from statespace.methods.proposals import proposal_named
 from statespace.model import Step, state_names
@@ -68,6 +68,7 @@ class ParticleMethod(eqx.Module):
     def check(self, model: Any, data: Series | Panel) -> None:
         """Refuse what cannot be run, before anything is traced."""
         check_data(model, data)
+        check_proposal(model, data, self.proposal)
 
     def lower(self, model: Any, series: Series, steps: Step | None = None) -> particle.Chain:
         """The particle chain of a model on a recording, whose steps may be others than its own."""

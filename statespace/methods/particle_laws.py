@@ -84,7 +84,9 @@ def whitener(factor: Float[Array, "..."], *, triangular: bool = False) -> tuple[
     if factor.ndim == 1:
         return 1 / factor, jnp.sum(jnp.log(factor))
     square = factor if triangular else square_factor(factor)
-    inverse = jax.scipy.linalg.solve_triangular(square, jnp.eye(len(square)), lower=True)
+    inverse = jax.scipy.linalg.solve_triangular(
+        square, jnp.eye(len(square), dtype=square.dtype), lower=True
+    )
     return inverse, jnp.sum(jnp.log(jnp.abs(jnp.diagonal(square))))
 
 
