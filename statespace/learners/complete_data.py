@@ -17,6 +17,11 @@ from statespace.model import Step
 from statespace.series import Series
 
 
+def in_type_of(new: Any, old: Any) -> Any:
+    """States in the types of others: what is drawn may come in the default precision."""
+    return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), new, old)
+
+
 def moments(model: Any, series: Series) -> tuple[Step, Float[Array, "T m"]]:
     """The steps of a recording, with past observations where the model reads them, and its values."""
     steps = potentials.with_history(model.observation, series, steps_of(series)[0])

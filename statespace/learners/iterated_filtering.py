@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.chains.particle import recursion
 from statespace.chains.particle.resampling import resampling_named
 from statespace.chains.particle.types import Chain
+from statespace.learners import complete_data
 from statespace.learners.estimates import beginning, end, estimates, needed_key, still_rising
 from statespace.learners.likelihood import recordings
 from statespace.learners.passes import in_turn
@@ -276,7 +277,7 @@ def _chain(problem: Problem, walk: Walk, swarm: Swarm) -> Chain:
         return initial_law(problem.place(z), step).sample(random)
 
     def move(random: Any, z: Array, x: Any, step: Any) -> Any:
-        return problem.place(z).transition(x, step).sample(random).astype(x.dtype)
+        return complete_data.in_type_of(problem.place(z).transition(x, step).sample(random), x)
 
     def see(z: Array, x: Any, moment: Moment) -> Array:
         law = problem.place(z).observation(x, moment.step)
@@ -294,9 +295,9 @@ def _chain(problem: Problem, walk: Walk, swarm: Swarm) -> Chain:
         draw = lambda k, z, x: move(k, z, x, moment.step)
         x = jax.vmap(draw)(jax.random.split(key_x, len(z)), z, previous.state)
         if many > 1:
-            fresh = lambda k, z: enter(k, z, moment.step).astype(x.dtype)
-            new = jax.vmap(fresh)(jax.random.split(key_new, len(z)), z)
-            x = jnp.where(moment.begins, new, x)
+            fresh = jax.vmap(lambda k, z: enter(k, z, moment.step))
+            new = complete_data.in_type_of(fresh(jax.random.split(key_new, len(z)), z), x)
+            x = jax.tree.map(lambda a, b: jnp.where(moment.begins, a, b), new, x)
         return Carrier(x, z)
 
     def weigh(previous: Carrier, particles: Carrier, moment: Moment) -> Array:

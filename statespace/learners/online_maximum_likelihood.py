@@ -14,7 +14,14 @@ from statespace.chains.particle import paris, resampling_named, take
 from statespace.chains.particle.backward import kernel_named
 from statespace.chains.particle.types import Chain, Cloud
 from statespace.learners import complete_data
-from statespace.learners.estimates import beginning, end, estimates, needed_key, still_rising
+from statespace.learners.estimates import (
+    along,
+    beginning,
+    end,
+    estimates,
+    needed_key,
+    still_rising,
+)
 from statespace.learners.passes import Moments, in_turn
 from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, vector
@@ -115,20 +122,19 @@ class OnlineMaximumLikelihood(eqx.Module):
                 f"{learner} left the parameters' support at observation {step}: lower `learning_rate`, or "
                 "start nearer."
             )
-        half, quarter = len(path) // 2, len(path) // 4
-        points = np.stack([path[half:].mean(axis=0), path[quarter:half].mean(axis=0)])
+        points = along(path, path[len(path) // 2 :].mean(axis=0))
         found = estimates(problem, jnp.asarray(points), keys[2])
         return end(
             problem,
             data,
-            jnp.asarray(points[0]),
+            jnp.asarray(points[-1]),
             learner=f"online maximum likelihood ({self.passes} × {len(path) // self.passes} observations)",
             found=found,
-            index=0,
-            reason=still_rising(found, 1, 0, remedy="raise `passes` or `learning_rate`"),
+            index=-1,
+            reason=still_rising(found, remedy="raise `passes` or `learning_rate`"),
             done="the second half of the steps gained nothing",
             iterations=len(path),
-            trace=found.density[::-1],
+            trace=found.density,
         ).warn_unless_converged()
 
 
@@ -199,9 +205,10 @@ def _advance(
     model, before = problem.place(run.z), run.cloud
     key_select, key_move, key_back = jax.random.split(key, 3)
     ancestors = resampling_named(learner.resampling)(key_select, before.log_weights)
-    move = lambda x, k: model.transition(x, moment.step).sample(k).astype(x.dtype)
-    keys = jax.random.split(key_move, learner.particles)
-    particles = jax.vmap(move)(take(before.particles, ancestors), keys)
+    previous = take(before.particles, ancestors)
+    move = lambda x, k: model.transition(x, moment.step).sample(k)
+    drawn = jax.vmap(move)(previous, jax.random.split(key_move, learner.particles))
+    particles = complete_data.in_type_of(drawn, previous)
     after = Cloud(particles, _normalised(_seen(model, particles, moment)))
     density = lambda x, new: jnp.sum(model.transition(x, moment.step).log_prob(new))
     chain = Chain(

@@ -12,7 +12,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.learners import expectations, regressions
 from statespace.learners.climbing import climb
-from statespace.learners.estimates import beginning, end, estimates, needed_key, still_rising
+from statespace.learners.estimates import (
+    along,
+    beginning,
+    end,
+    estimates,
+    needed_key,
+    still_rising,
+)
 from statespace.learners.likelihood import recordings
 from statespace.learners.priors import Priors, log_prior
 from statespace.learners.problem import Problem, vector
@@ -116,22 +123,22 @@ class ParticleEM(eqx.Module):
                 f"ParticleEM stopped at iteration {step}: a parameter left its support, as a scale does that "
                 "collapses to zero. Put a prior on the scales, freeze one, or start nearer."
             )
-        half, quarter = self.iterations // 2, self.iterations // 4
+        half = self.iterations // 2
         last = seen[-1] if self.stochastic_approximation else seen[half:].mean(axis=0)
-        points = np.stack([last, seen[quarter:half].mean(axis=0)])
+        points = along(seen, last)
         found = estimates(problem, jnp.asarray(points), keys[2])
         kind = "stochastic approximation EM" if self.stochastic_approximation else "Monte Carlo EM"
         return end(
             problem,
             data,
-            jnp.asarray(points[0]),
+            jnp.asarray(points[-1]),
             learner=f"{kind} ({self.paths} paths, {self.particles} particles)",
             found=found,
-            index=0,
-            reason=still_rising(found, 1, 0),
+            index=-1,
+            reason=still_rising(found),
             done="the second half of the iterations gained nothing",
             iterations=self.iterations,
-            trace=found.density[::-1],
+            trace=found.density,
         ).warn_unless_converged()
 
 

@@ -13,7 +13,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains.particle import parisian
 from statespace.learners import complete_data
-from statespace.learners.estimates import beginning, end, estimates, needed_key, still_rising
+from statespace.learners.estimates import (
+    along,
+    beginning,
+    end,
+    estimates,
+    needed_key,
+    still_rising,
+)
 from statespace.learners.likelihood import recordings
 from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, vector
@@ -99,20 +106,19 @@ class _Ascent(eqx.Module):
                 f"{learner} left the parameters' support at step {step}: lower `learning_rate`, or start "
                 "nearer."
             )
-        half, quarter = self.iterations // 2, self.iterations // 4
-        points = np.stack([seen[half:].mean(axis=0), seen[quarter:half].mean(axis=0)])
+        points = along(seen, seen[self.iterations // 2 :].mean(axis=0))
         found = estimates(problem, jnp.asarray(points), keys[2])
         return end(
             problem,
             data,
-            jnp.asarray(points[0]),
+            jnp.asarray(points[-1]),
             learner=f"{self._label} ({self.chains} chains of {self.particles} particles)",
             found=found,
-            index=0,
-            reason=still_rising(found, 1, 0),
+            index=-1,
+            reason=still_rising(found),
             done="the second half of the iterations gained nothing",
             iterations=self.iterations,
-            trace=found.density[::-1],
+            trace=found.density,
         ).warn_unless_converged()
 
     @property

@@ -60,6 +60,11 @@ def check_densities(model: Any, data: Any, learner: str) -> None:
     Raises:
         TypeError: naming the conditional at fault, and the learners that do without.
     """
+    if getattr(model.transition, "aggregate", None) is not None:
+        raise TypeError(
+            f"{learner} needs the states as the model states them, and {type(model.transition).__name__} "
+            "counts with parts of them: use Gibbs(), or MaximumLikelihood()."
+        )
     series = jax.tree.map(lambda a: a[0], recordings(data)[0])
     if lower(model, series).transition is None:
         raise TypeError(
