@@ -223,7 +223,18 @@ def residual_tests(posterior: Any, lags: int | None = None, fitted: int = 0) -> 
 
 
 def standardised_errors(posterior: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Standardised one-step prediction errors ``(T, m)`` with the channels' names."""
+    """Standardised one-step prediction errors ``(T, m)`` with the channels' names.
+
+    Raises:
+        TypeError: if a posterior does not hold them.
+    """
+    if hasattr(posterior, "residuals"):  # the result of a learner
+        posterior = posterior.residuals()
+    elif hasattr(posterior, "probs"):
+        raise TypeError(
+            f"a {type(posterior).__name__} holds the law of the states and not that of the observations, "
+            "which prediction errors need: give the result of `ss.fit` instead, or its `residuals()`."
+        )
     if hasattr(posterior, "innovations"):
         return np.asarray(posterior.innovations, float), tuple(posterior.channel_names)
     series = as_series(posterior)

@@ -174,7 +174,8 @@ def diagnostics(posterior: Any, *, lags: int | None = None, axes: Any = None) ->
     noise, and the Ljung–Box p value up to each lag.
 
     Args:
-        posterior: of ``filter`` or ``smooth``, or standardised errors, shape ``(T,)`` or ``(T, m)``.
+        posterior: of ``filter`` or ``smooth`` of a linear Gaussian model; the result of a learner, of any
+            model (of finite states, normal pseudo-residuals); or standardised errors, ``(T,)`` or ``(T, m)``.
         lags: the largest lag; default the smaller of 20 and a quarter of the errors.
         axes: four Axes for each channel; default: new ones.
 
@@ -183,6 +184,7 @@ def diagnostics(posterior: Any, *, lags: int | None = None, axes: Any = None) ->
 
     Raises:
         ImportError: if matplotlib is not installed.
+        TypeError: if the posterior is of finite states, which does not hold the law of the observations.
         ValueError: if there are fewer than three errors, or ``axes`` are too few.
     """
     errors, names = standardised_errors(posterior)

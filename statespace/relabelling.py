@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from itertools import permutations
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -12,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from statespace.conditionals.factorial import FactorialKernel
 from statespace.conditionals.finite import FiniteKernel, FiniteTransition, SoftmaxKernel
+from statespace.conditionals.jump import RateMatrix
+from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.learners.likelihood import log_likelihood
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import log_prior
@@ -23,6 +28,20 @@ from statespace.series import assemble
 from statespace.verbs import smooth
 
 Labelled = TypeVar("Labelled")
+_FIXED = {
+    SemiMarkovKernel: (
+        "each state has sub-states and a law of duration of its own, and laws of different lengths tell the "
+        "states apart. Build the model with its states in the order that is wanted, and fit from there."
+    ),
+    FactorialKernel: (
+        "a state is a tuple of one state of each chain, and most orders of tuples belong to no such chains. "
+        "Build the model with the states of each chain in the order that is wanted, and fit from there."
+    ),
+}
+_UNKNOWN = (
+    "it takes transitions that are a matrix, a matrix of rates (RateMatrix) or driven by inputs "
+    "(SoftmaxKernel)."
+)
 
 
 def relabel(
@@ -35,8 +54,8 @@ def relabel(
     undoes label switching within and between chains.
 
     Args:
-        model: a model of finitely many states whose transition is a matrix or driven by inputs; or the result
-            of a learner, draws included.
+        model: a model of finitely many states whose transition is a matrix, a matrix of rates or driven by
+            inputs; or the result of a learner, draws included.
         by: the name of a parameter of the emission, averaged over its other axes; or a function
             ``model -> (K,)``.
         reference: a model (or result) with the same parameters, whose emission is to be matched; or a path of
@@ -88,23 +107,22 @@ def _relabelled_draws(result: PosteriorResult, by: Any, reference: Any) -> Poste
     held = {k: v for k, v in parameters(result.model).items() if k not in flat}
     every = flat | {k: jnp.broadcast_to(v, (chains * count, *v.shape)) for k, v in held.items()}
     orders = _orders(result.model, every, by, reference, None)
-    axes = _state_axes(result.model)
+    moves = _rearrangements(result.model)
     for name in held:
         for order in np.unique(orders, axis=0):
-            if not np.array_equal(
-                held[name], _reordered(np.asarray(held[name]), order, axes[name])
-            ):
+            if not np.array_equal(held[name], moves[name](np.asarray(held[name]), order)):
                 raise TypeError(
                     f"draws cannot be relabelled where {name!r} was frozen: its states have an order already."
                 )
     if not _symmetric(result.model):
         raise TypeError(
-            "draws of probabilities with structural zeros cannot be relabelled: these tell the states apart."
+            "draws of probabilities or rates with structural zeros cannot be relabelled: these tell the "
+            "states apart."
         )
     new: dict[str, np.ndarray] = {}
     for name, value in flat.items():
         pairs = zip(np.asarray(value), orders)
-        ordered = np.stack([_reordered(v, order, axes[name]) for v, order in pairs])
+        ordered = np.stack([moves[name](v, order) for v, order in pairs])
         new[name] = ordered.reshape(chains, count, *ordered.shape[1:])
     problem = result._problem
     unconstrained = np.asarray(_unconstrained(problem, new))
@@ -121,7 +139,7 @@ def _relabelled_draws(result: PosteriorResult, by: Any, reference: Any) -> Poste
     )
 
 
-def _reordered(value: np.ndarray, order: np.ndarray, axes: int) -> np.ndarray:
+def _reordered(axes: int, value: np.ndarray, order: np.ndarray) -> np.ndarray:
     """A parameter with the first of its axes in another order of states."""
     for axis in range(axes):
         value = np.take(value, order, axis=axis)
@@ -222,11 +240,10 @@ def _bare(model: Any) -> Any:
 def _check_kernel(model: Any) -> None:
     kernel = model.transition
     matrix = isinstance(kernel, FiniteKernel) and not callable(kernel.probs)
-    if not matrix and not isinstance(kernel, SoftmaxKernel):
-        raise TypeError(
-            "`relabel` is for transitions given by a matrix or driven by inputs (SoftmaxKernel), not for "
-            f"{type(kernel).__name__}."
-        )
+    if matrix or isinstance(kernel, SoftmaxKernel | RateMatrix):
+        return
+    why = next((text for kind, text in _FIXED.items() if isinstance(kernel, kind)), _UNKNOWN)
+    raise TypeError(f"`relabel` cannot reorder the states of {type(kernel).__name__}: {why}")
 
 
 def _emission_names(model: Any) -> list[str]:
@@ -235,30 +252,39 @@ def _emission_names(model: Any) -> list[str]:
     return [name for name in parameters(model) if field and name.startswith(field + ".")]
 
 
-def _state_axes(model: Any) -> dict[str, int]:
-    """How many leading axes of each parameter are over the states."""
-    states = len(
-        model.transition.probs
-        if isinstance(model.transition, FiniteKernel)
-        else model.transition.logits
-    )
+def _rearrangements(model: Any) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+    """For each parameter the function that puts its value, given an order of the states, in that order."""
+    kernel, states = model.transition, _states(model)
     seen = set(_emission_names(model))
-    out = {}
+    out: dict[str, Any] = {}
     for name, value in parameters(model).items():
         if name in seen:
-            out[name] = int(len(value) == states)
+            out[name] = partial(_reordered, int(len(value) == states))
+        elif not name.startswith("transition."):
+            out[name] = partial(_reordered, 1)
+        elif isinstance(kernel, RateMatrix):
+            out[name] = lambda rates, order: kernel.with_rates(rates).reordered(order).rates
         else:
-            out[name] = 2 if name.startswith("transition.") else 1
+            out[name] = partial(_reordered, 2)
     return out
+
+
+def _states(model: Any) -> int:
+    kernel = model.transition
+    if isinstance(kernel, RateMatrix):
+        return kernel.states
+    return len(kernel.probs if isinstance(kernel, FiniteKernel) else kernel.logits)
 
 
 def _symmetric(model: Any) -> bool:
     """Whether no probability is zero for good."""
-    patterns = [
-        getattr(model.transition, "possible", None),
-        getattr(_bare(model), "possible", None),
-    ]
-    patterns += [getattr(model.observation, "possible", None)]
+    kernel = model.transition
+    if isinstance(kernel, RateMatrix) and kernel.edges != tuple(
+        permutations(range(kernel.states), 2)
+    ):
+        return False
+    modules = (kernel, _bare(model), model.observation)
+    patterns = [getattr(module, "possible", None) for module in modules]
     return all(np.all(p) for p in patterns if p is not None)
 
 
@@ -272,6 +298,8 @@ def _permuted(node: Any, order: np.ndarray, states: int, square: bool) -> Any:
         return node[order][:, order] if square else node[order]
     if not isinstance(node, eqx.Module):
         return node
+    if isinstance(node, RateMatrix):
+        return node.reordered(order)
     fields = {}
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)

@@ -197,6 +197,19 @@ def test_diagnostics_of_errors_themselves():
         ss.plot.diagnostics([0.1, 0.2])
 
 
+def test_diagnostics_of_finite_states():
+    """Of a fit, whose model knows the law of the observations; one state has residuals in closed form."""
+    y = np.random.default_rng(0).normal(2.0, 3.0, size=40)
+    y[5] = np.nan
+    model = ss.HMM([1.0], [[1.0]], ss.emissions.Gaussian([0.0], [1.0]))
+    fitted = ss.fit(model, y, learner=ss.EM(progress=False))
+    axes = ss.plot.diagnostics(fitted)
+    expected = (y - np.nanmean(y)) / np.nanstd(y)
+    np.testing.assert_allclose(axes[0, 0].lines[-1].get_ydata(), expected, atol=1e-7)
+    with pytest.raises(TypeError, match="FinitePosterior holds the law of the states and not"):
+        ss.plot.diagnostics(ss.smooth(fitted.model, y))
+
+
 def test_one_moment_is_a_point():
     law = Forecast(jnp.ones((1, 1)), jnp.ones((1, 1, 1)), jnp.array([3.0]))
     ax = ss.plot.forecast(law)

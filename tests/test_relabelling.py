@@ -1,6 +1,7 @@
 """Order of the states: by a statistic, by a reference, and of draws one by one."""
 
 import dataclasses
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,58 @@ def test_driven_transitions_and_frozen_models():
     np.testing.assert_allclose(
         ss.log_likelihood(new, data), ss.log_likelihood(driven, data), rtol=1e-12
     )
+
+
+RATES = np.array([[0.0, 0.3, 0.0], [0.1, 0.0, 0.5], [0.7, 0.2, 0.0]])
+
+
+def jumps(rates=RATES):
+    return ss.MarkovJumpProcess(rates, ss.emissions.Poisson([5.0, 9.0, 2.0]), [0.5, 0.5, 0.0])
+
+
+def test_rates():
+    """Edges and rates go with the states, in a model and back by a reference."""
+    new = ss.relabel(jumps(), by="emission.rate")
+    order = [2, 0, 1]
+    expected = jumps(RATES[np.ix_(order, order)]).transition
+    assert new.transition.edges == expected.edges
+    np.testing.assert_array_equal(new.transition.rates, expected.rates)
+    np.testing.assert_array_equal(new.initial_probs, [0.0, 0.5, 0.5])
+    data = ss.Series(Y, times=np.sort(np.random.default_rng(0).uniform(0, 30, len(Y))))
+    np.testing.assert_allclose(
+        ss.log_likelihood(new, data), ss.log_likelihood(jumps(), data), rtol=1e-12
+    )
+    back = ss.relabel(new, reference=jumps())
+    np.testing.assert_array_equal(back.transition.generator, jumps().transition.generator)
+
+
+def leaving(model):
+    """How fast each state is left."""
+    return -jnp.diagonal(model.transition.generator)
+
+
+def test_draws_of_rates(key):
+    """Each draw by itself; where a jump is impossible the states can be told apart, and draws stay."""
+    alike = ss.emissions.Poisson(np.ones(3))
+    process = lambda rates: ss.freeze(ss.MarkovJumpProcess(rates, alike), "emission")
+    start = process(np.where(RATES > 0, RATES, 0.05))
+    data = ss.Series(Y[:6], times=np.arange(6.0))
+    learner = ss.JumpGibbs(warmup=0, samples=4, chains=1, progress=False)
+    name = "transition.rates"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ss.ConvergenceWarning)
+        found = ss.fit(start, data, learner=learner, priors={name: dist.Gamma(1.0, 1.0)}, key=key)
+        ordered = ss.relabel(found, by=leaving)
+    off = ~np.eye(3, dtype=bool)
+    for before, after in zip(found.draws[name][0], ordered.draws[name][0]):
+        matrix = np.zeros((3, 3))
+        matrix[off] = before
+        order = np.argsort(matrix.sum(axis=1))
+        np.testing.assert_array_equal(after, matrix[np.ix_(order, order)][off])
+    fewer = process(np.where(RATES < 0.3, 0, RATES))
+    short = dataclasses.replace(found, model=fewer, draws={name: found.draws[name][..., :3]})
+    with pytest.raises(TypeError, match="rates with structural zeros cannot be relabelled"):
+        ss.relabel(short, by=leaving)
 
 
 @pytest.mark.slow
@@ -115,13 +168,31 @@ def test_draws(key):
         ),
         (
             lambda m: ss.relabel(
-                ss.HMM(
-                    None, ss.RateMatrix([[0.0, 1.0], [1.0, 0.0]]), ss.emissions.Poisson([1.0, 2.0])
+                ss.HiddenSemiMarkov(
+                    [0.5, 0.5],
+                    [[0.0, 1.0], [1.0, 0.0]],
+                    ss.durations.Geometric([0.5, 0.5]),
+                    ss.emissions.Poisson([2.0, 1.0]),
                 ),
                 by="emission.rate",
             ),
             TypeError,
-            "not for RateMatrix",
+            "SemiMarkovKernel: each state has sub-states and a law of duration of its own",
+        ),
+        (
+            lambda m: ss.relabel(
+                ss.HMM(None, ss.FactorialKernel([A]), ss.emissions.Poisson([2.0, 1.0, 3.0])),
+                by="emission.rate",
+            ),
+            TypeError,
+            "FactorialKernel: a state is a tuple of one state of each chain",
+        ),
+        (
+            lambda m: ss.relabel(
+                ss.HMM(None, ss.FiniteKernel(lambda step: A), m.emission), by="emission.rate"
+            ),
+            TypeError,
+            "FiniteKernel: it takes transitions that are a matrix, a matrix of rates",
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import reduce
 from typing import Any
 
@@ -67,6 +67,15 @@ class FactorialKernel(FiniteTransition):
     def matrix(self, step: Step) -> Float[Array, "J J"]:
         """Probabilities of the next state (columns) given the previous one (rows)."""
         return product([k.matrix(step) for k in self.kernels])
+
+    def redundant(self, free: Collection[str]) -> int:
+        """Those of all chains together."""
+        total = 0
+        for i, kernel in enumerate(self.kernels):
+            begin = f"kernels.{i}."
+            own = {name.removeprefix(begin) for name in free if name.startswith(begin)}
+            total += kernel.redundant(own)
+        return total
 
     def m_step(self, pairs: Float[Array, "S T J J"], steps: Step) -> FactorialKernel:
         """The kernels that maximise, or raise, the expected log probability of transitions.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -85,6 +85,10 @@ class FiniteTransition(eqx.Module):
         """How many states each of several independent chains has; None for a single chain."""
         return None
 
+    def redundant(self, free: Collection[str]) -> int:
+        """In how many directions the free parameters of these names can move and change no probability."""
+        return 0
+
     def matrix(self, step: Step) -> Float[Array, "K K"]:
         """Probabilities of the next state (columns) given the previous one (rows)."""
         raise NotImplementedError
@@ -160,6 +164,11 @@ class SoftmaxKernel(FiniteTransition):
                 f"`columns` of SoftmaxKernel names {len(self.columns)} inputs, but `weights` has "
                 f"{self.weights.shape[2]}."
             )
+
+    def redundant(self, free: Collection[str]) -> int:
+        """A constant added to the logits of a row, or to the weights of an input in it, cancels."""
+        inputs = self.weights.shape[2] if "weights" in free else 0
+        return len(self.logits) * (("logits" in free) + inputs)
 
     def drive(self, inputs: Float[Array, "*T d"]) -> Float[Array, "*T k"]:
         """Of all inputs, those that drive the transitions."""

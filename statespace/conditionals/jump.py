@@ -21,6 +21,7 @@ from statespace.conditionals.generators import (
 )
 from statespace.model import Step
 from statespace.parameters import as_array, parameter
+from statespace.series import assemble
 
 _REPEATS = 100  # of learning the rates from given transitions, where one interval stands for all
 _SETTLED = 1e-4  # relative change of the rates that is not worth going on for
@@ -105,6 +106,15 @@ class RateMatrix(FiniteTransition):
         """``Q``: the rates, and on the diagonal minus the sum of each row."""
         empty = jnp.zeros((self.states, self.states), self.rates.dtype)
         return generator_of(empty.at[self._from, self._to].set(self.rates))
+
+    def reordered(self, order: Sequence[int]) -> RateMatrix:
+        """The same process with its states in another order: ``order[i]`` becomes state i."""
+        place = np.argsort(order)
+        edges = [(int(place[i]), int(place[j])) for i, j in self.edges]
+        rows = sorted(range(len(edges)), key=edges.__getitem__)
+        rates = self.rates[np.array(rows, int)]
+        edges = [edges[e] for e in rows]
+        return assemble(RateMatrix, edges=tuple(edges), states=self.states, rates=rates)
 
     def with_rates(self, rates: Float[Array, " E"]) -> RateMatrix:
         """The same possible jumps at other rates, such as a posterior draw of them."""

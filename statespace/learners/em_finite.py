@@ -21,13 +21,12 @@ from statespace.chains import finite
 from statespace.conditionals import aggregates
 from statespace.conditionals.finite import Categorical, FiniteKernel
 from statespace.learners.climbing import climb
-from statespace.learners.likelihood import each_recording, stacked
+from statespace.learners.likelihood import channels, each_recording, recordings, stacked, steps
 from statespace.learners.priors import log_density
 from statespace.learners.problem import Problem
 from statespace.learners.responsibilities import clustered, drawn, soften
 from statespace.methods.forward_backward import initial_probs
-from statespace.methods.lowering import dependence, steps_of
-from statespace.model import Step
+from statespace.methods.lowering import dependence
 from statespace.parameters import Frozen, parameters, replace
 from statespace.series import Panel, Series
 
@@ -90,8 +89,7 @@ def expect(model: Any, problem: Problem) -> tuple[Float[Array, ""], Statistics]:
     data, method = problem.data, problem.method
     one = lambda s, inside: _one(model, s, method, inside)
     if isinstance(data, Panel):
-        within = jnp.arange(data.y.shape[1]) < jnp.asarray(data.lengths)[:, None]
-        value, each = each_recording(one, model, method, stacked(data), within)
+        value, each = each_recording(one, model, method, *recordings(data))
         moves = each.moves if each.moves.ndim == 4 else jnp.sum(each.moves, axis=0)
         return jnp.sum(value), Statistics(jnp.sum(each.initial, axis=0), moves, each.occupancy)
     value, found = one(data, None)
@@ -171,22 +169,17 @@ def disperse(
     """
     model, data, method = bare(problem.model), problem.data, problem.method
     part = _part(model, problem, "observation")
-    panel = stacked(data) if isinstance(data, Panel) else None
-    y = data.channels if isinstance(data, Panel) else data.channels[None]
-    lengths = jnp.asarray(data.lengths if isinstance(data, Panel) else [y.shape[1]])
-    within = jnp.arange(y.shape[1]) < lengths[:, None]
-    steps, states = _steps(data), part.conditional.states
+    series, within = recordings(data)
+    y, when, states = channels(data), steps(data), part.conditional.states
 
     def one(key: PRNGKeyArray) -> dict[str, Array]:
         if how == "kmeans":
             labels = clustered(y.reshape(-1, y.shape[2]), states, key).reshape(y.shape[:2])
-        elif panel is None:
-            labels = drawn(model, method, data, key)[None]
         else:
             draw = lambda s, k: drawn(model, method, s, k)
-            labels = jax.vmap(draw)(panel, jax.random.split(key, len(y)))
+            labels = jax.vmap(draw)(series, jax.random.split(key, len(y)))
         weights = soften(labels, states, within).astype(y.dtype)
-        new = part.conditional.m_step(y, steps, weights, floor=floor)
+        new = part.conditional.m_step(y, when, weights, floor=floor)
         return parameters(problem.model, frozen=False) | _renamed(part, new)
 
     return jax.vmap(one)(keys)
@@ -266,7 +259,7 @@ def _transition(
     priors = {n: p for n, p in problem.priors.items() if n in part.names}
     if not hasattr(part.conditional, "m_step") or part.frozen:
         return {}
-    moves, later = statistics.moves, jax.tree.map(lambda a: a[:, 1:], _steps(problem.data))
+    moves, later = statistics.moves, jax.tree.map(lambda a: a[:, 1:], steps(problem.data))
     if moves.ndim == 2:  # the same at every step, so that one stands for all
         moves, later = moves[None, None], jax.tree.map(lambda a: a[:1, :1], later)
     accepted = inspect.signature(part.conditional.m_step).parameters
@@ -279,7 +272,7 @@ def _transition(
 def _drives_the_first_state(model: Any, problem: Problem, part: Part) -> bool:
     """Whether the law of the first state, such as a stationary one, follows from the transition."""
     values = {name: parameters(model)[name] for name in part.names}
-    first = jax.tree.map(lambda a: a[0, 0], _steps(problem.data))
+    first = jax.tree.map(lambda a: a[0, 0], steps(problem.data))
     program = jax.make_jaxpr(lambda v: initial_probs(replace(model, v), first))(values)
     return any(dependence(program.jaxpr, [True] * len(values)))
 
@@ -297,9 +290,8 @@ def _observation(
     if extra and "frozen" not in inspect.signature(part.conditional.m_step).parameters:
         return {}
     data = problem.data
-    y = data.channels if isinstance(data, Panel) else data.channels[None]
     weights = aggregates.fold(bare(model).transition.aggregate, statistics.occupancy)
-    new = part.conditional.m_step(y, _steps(data), weights, floor=floor, **extra)
+    new = part.conditional.m_step(channels(data), steps(data), weights, floor=floor, **extra)
     return _renamed(part, new)
 
 
@@ -308,13 +300,6 @@ def _renamed(part: Part, new: Any) -> dict[str, Array]:
     values, old = parameters(new), parameters(part.conditional)
     own = {name: name.removeprefix(part.prefix + ".") for name in part.names}
     return {name: values[n].astype(old[n].dtype) for name, n in own.items()}
-
-
-def _steps(data: Series | Panel) -> Step:
-    """The steps of all recordings, shape ``(S, T, ...)``."""
-    if isinstance(data, Panel):
-        return jax.vmap(lambda s: steps_of(s)[0])(stacked(data))
-    return jax.tree.map(lambda a: a[None], steps_of(data)[0])
 
 
 def _together(

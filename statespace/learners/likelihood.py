@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from statespace.methods.choice import is_random
+from statespace.methods.lowering import steps_of
+from statespace.model import Step
 from statespace.series import Panel, Series, as_data, assemble
 
 
@@ -40,6 +42,18 @@ def recordings(data: Series | Panel) -> tuple[Series, Bool[Array, "S T"]]:
         within = jnp.arange(data.y.shape[1]) < jnp.asarray(data.lengths)[:, None]
         return stacked(data), within
     return jax.tree.map(lambda a: a[None], data), jnp.ones((1, len(data)), bool)
+
+
+def channels(data: Series | Panel) -> Float[Array, "S T m"]:
+    """The observations of all recordings, with a leading axis."""
+    return data.channels if isinstance(data, Panel) else data.channels[None]
+
+
+def steps(data: Series | Panel) -> Step:
+    """The steps of all recordings, shape ``(S, T, ...)``."""
+    if isinstance(data, Panel):
+        return jax.vmap(lambda s: steps_of(s)[0])(stacked(data))
+    return jax.tree.map(lambda a: a[None], steps_of(data)[0])
 
 
 def each_recording(function: Callable[..., Any], model: Any, method: Any, *args: Any) -> Any:

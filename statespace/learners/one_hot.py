@@ -16,14 +16,13 @@ from statespace.emissions.glm import GLM, Regression
 from statespace.learners import edges as beliefs
 from statespace.learners import em_finite
 from statespace.learners.edges import Edges, Kinds, Site
-from statespace.learners.likelihood import bare, log_likelihood
+from statespace.learners.likelihood import bare, channels, log_likelihood, steps
 from statespace.learners.priors import Priors, checked_priors
 from statespace.learners.problem import Problem, with_values
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
 from statespace.learners.table import header, table
 from statespace.parameters import freeze, parameters, replace
-from statespace.series import Panel
 
 _SWEEPS = 5  # over the coefficients between two E-steps
 _DAMPING = (
@@ -270,10 +269,9 @@ def _iterate(
 def _regression(problem: Problem, model: Any, statistics: em_finite.Statistics) -> Regression:
     """The data of the M-step, each moment weighted by its expected states."""
     data = problem.data
-    y = data.channels if isinstance(data, Panel) else data.channels[None]
     kernel = em_finite.bare(model).transition
     weights = aggregates.fold(kernel.aggregate, statistics.occupancy)
-    return model.emission.sums(y, em_finite._steps(data), weights)
+    return model.emission.sums(channels(data), steps(data), weights)
 
 
 def _site(regression: Regression, edges: Edges) -> Site:

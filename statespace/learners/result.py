@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -95,8 +95,12 @@ class FitResult:
 
     @property
     def degrees(self) -> int:
-        """Number of quantities estimated: free parameters, and diffuse initial states."""
+        """Number of quantities estimated: free parameters, and diffuse initial states.
+
+        Directions of the parameters that change no probability, as those of logits, do not count.
+        """
         free = sum(int(np.size(part)) for part in self._problem.free().values())
+        free -= redundant_count(self.model, self.free)
         recordings = len(self.data) if isinstance(self.data, Panel) else 1
         return free + recordings * diffuse_count(self.model)
 
@@ -196,15 +200,26 @@ class FitResult:
             lags: lags up to which autocorrelation is tested; default the smaller of 10 and a fifth
                 of the errors.
         """
+        errors = self.residuals()
+        if np.any(np.sum(errors.observed, axis=0) < 3):
+            return None
+        return residual_tests(errors, lags)
+
+    def residuals(self) -> Series:
+        """Standardised one-step prediction errors at the fitted parameters, N(0, 1) if the model is right.
+
+        Those of all recordings of a panel one after the other. Where the state is finite they are normal
+        pseudo-residuals (Zucchini & MacDonald 2009, section 6.2).
+
+        Raises:
+            TypeError: if the law of an observation has no distribution function.
+        """
         problem, labels = self._problem, self.data.labels
         errors = np.asarray(standardised_errors(problem.model, problem.data, problem.method))
         if isinstance(self.data, Panel):
             errors = np.concatenate([e[:n] for e, n in zip(errors, self.data.lengths)])
             labels = labels[0] if isinstance(labels, tuple) else None
-        if np.any(np.sum(~np.isnan(errors), axis=0) < 3):
-            return None
-        names = channel_names(labels, errors.shape[1])
-        return residual_tests(Series(errors, channels=names), lags)
+        return Series(errors, channels=channel_names(labels, errors.shape[1]))
 
     def __str__(self) -> str:
         return self.summary()
@@ -239,6 +254,14 @@ def diffuse_count(model: Any) -> int:
         return 0
     diffuse = np.asarray(diffuse)
     return int(diffuse.sum()) if diffuse.dtype == bool else int(np.linalg.matrix_rank(diffuse))
+
+
+def redundant_count(model: Any, free: Iterable[str]) -> int:
+    """In how many directions the free parameters of the transition can move without any effect."""
+    begin = "transition."
+    own = {name.removeprefix(begin) for name in free if name.startswith(begin)}
+    redundant = getattr(model.transition, "redundant", None)
+    return redundant(own) if redundant and own else 0
 
 
 def _counted(data: Series | Panel) -> str:

@@ -9,6 +9,7 @@ from numpyro.distributions import biject_to
 import statespace as ss
 from statespace.conditionals.finite import Categorical, FiniteKernel, SoftmaxKernel
 from statespace.constraints.sparse_simplex import SparseSimplex
+from statespace.learners.result import redundant_count
 
 MATRIX = jnp.array([[0.2, 0.5, 0.3], [0.0, 0.4, 0.6], [0.0, 0.0, 1.0]])
 
@@ -28,6 +29,31 @@ def test_round_trip_and_volume():
     many = jnp.stack([free, -free])
     assert bijection(many).shape == (2, 3, 3)
     np.testing.assert_allclose(bijection(many)[1], bijection(-free), rtol=1e-14)
+
+
+@pytest.mark.parametrize("free", [("logits",), ("weights",), ("logits", "weights")])
+def test_directions_without_effect(free):
+    """They are those that the derivative of the matrices at several inputs does not see."""
+    rng = np.random.default_rng(0)
+    inputs, *values = (jnp.asarray(rng.normal(size=s)) for s in ((6, 2), (3, 3), (3, 3, 2)))
+    kernel = SoftmaxKernel(*values)
+    two = ss.FactorialKernel([kernel, [[0.5, 0.5], [0.2, 0.8]]])
+    for whole, begin, states in ((kernel, "", 3), (two, "kernels.0.", 6)):
+        names = {begin + name for name in free}
+        values = {k: v for k, v in ss.parameters(whole).items() if k in names}
+        assert set(values) == names
+
+        def matrices(values, whole=whole):
+            at = lambda u: ss.replace(whole, values).matrix(ss.Step(1, 1.0, 1.0, u))
+            return jax.vmap(at)(inputs)
+
+        slopes = jax.jit(jax.jacobian(matrices))(values)
+        flat = [np.reshape(slopes[k], (-1, v.size)) for k, v in values.items()]
+        rank = np.linalg.matrix_rank(np.concatenate(flat, axis=1))
+        size = sum(v.size for v in values.values())
+        assert whole.redundant(names) == size - rank
+        model = ss.HMM(None, whole, ss.emissions.Poisson(np.arange(1.0, 1 + states)))
+        assert redundant_count(model, {"transition." + n for n in names}) == size - rank
 
 
 def test_membership():
