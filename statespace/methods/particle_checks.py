@@ -177,8 +177,8 @@ def require_possible(model: Any, posterior: Any) -> None:
         raise ValueError(
             f"the observation {np.asarray(posterior.y)[first]} in {where} (time "
             f"{np.asarray(posterior.times)[first]:g}) {what} given every particle ({len(found)} such "
-            f"moments): look at `observation` of the model ({_name(model.observation)}), at the support of its "
-            "distributions, or use more particles or another proposal."
+            f"moments): look at `observation` of the model ({_name(model.observation)}) and its "
+            "support, or use more particles or another proposal."
         )
 
 

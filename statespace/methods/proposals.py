@@ -124,6 +124,11 @@ class Given(Proposal):
         law = self.law(clouds, at(moments, 0))
         if not law.has_density:
             raise TypeError(f"the proposal {self.name} gives distributions without `log_prob`.")
+        if not clouds.transition.has_density:
+            raise TypeError(
+                f"`transition` of the model has no density, by which draws of the proposal {self.name} are "
+                'weighed: use proposal="bootstrap".'
+            )
         first = getattr(self.function, "initial", None)
         return guided(clouds, _Given(clouds, law, first), moments)
 
@@ -189,11 +194,6 @@ def guided(clouds: Any, guide: Any, moments: Moment) -> Chain:
     A guide has ``start``, ``weigh_start``, ``draw`` and ``log_ratio``: the log density of the transition
     over that of the proposal.
     """
-    if not clouds.transition.has_density:
-        raise TypeError(
-            "`transition` of the model has no density, by which a proposal's draws are weighed: use "
-            'proposal="bootstrap".'
-        )
 
     def weigh(previous: Particles, particles: Particles, moment: Moment) -> Float[Array, " N"]:
         seen = clouds.observation.log_prob(particles, moment)
