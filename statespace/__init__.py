@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from statespace import (
     config,
     datasets,
+    decoding,
     diagnostics,
     durations,
     emissions,
@@ -103,6 +104,7 @@ from statespace.models.tracking import (
 )
 from statespace.models.volatility import StochasticVolatility
 from statespace.panels import PanelPosterior
+from statespace.parallel_newton import Recurrence, parallel_newton
 from statespace.parameters import (
     constant,
     constrain,
@@ -228,6 +230,7 @@ __all__ = [
     "PosteriorResult",
     "RaoBlackwellised",
     "RateMatrix",
+    "Recurrence",
     "RegimeState",
     "Regression",
     "Score",
@@ -257,6 +260,7 @@ __all__ = [
     "constrain",
     "cross_validate",
     "datasets",
+    "decoding",
     "diagnostics",
     "durations",
     "emissions",
@@ -267,9 +271,11 @@ __all__ = [
     "forecast",
     "freeze",
     "functionals",
+    "learn_decoder",
     "linearisation",
     "log_likelihood",
     "online",
+    "parallel_newton",
     "parameter",
     "parameters",
     "plot",

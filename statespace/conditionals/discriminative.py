@@ -120,7 +120,7 @@ def _law(marginal: Any) -> Gaussian:
         if not smallest > len(covariance) * float(jnp.finfo(covariance.dtype).eps) * largest:
             raise ValueError(
                 "`marginal` of Discriminative must have a positive definite covariance, but its eigenvalues "
-                f"go from {smallest:.3g} to {largest:.3g}: leave out coordinates of the state that never vary, "
-                'or use rule="robust" without a marginal.'
+                f"go from {smallest:.3g} to {largest:.3g}: leave out coordinates of the state that never "
+                'vary, or use rule="robust" without a marginal.'
             )
     return marginal
