@@ -140,7 +140,9 @@ class AffineTransition(eqx.Module):
         """A next state of every particle."""
         law = self.at(moment)
         noise = jax.random.normal(key, (len(previous), law.factor.shape[-1]), previous.dtype)
-        return apply(law.matrix, previous) + law.offset + apply(law.factor, noise)
+        # a product: written out, the noise would be drawn again for each of its columns
+        spread = noise * law.factor if law.factor.ndim == 1 else noise @ law.factor.T
+        return apply(law.matrix, previous) + law.offset + spread
 
     def log_prob(self, previous: Array, particles: Array, moment: Moment) -> Float[Array, " N"]:
         """Log density of every pair."""
