@@ -104,7 +104,6 @@ from statespace.models.tracking import (
 )
 from statespace.models.volatility import StochasticVolatility
 from statespace.panels import PanelPosterior
-from statespace.parallel_newton import Recurrence, parallel_newton
 from statespace.parameters import (
     constant,
     constrain,
@@ -119,6 +118,7 @@ from statespace.particle_forecast import ParticleForecast
 from statespace.particle_posterior import ParticlePosterior
 from statespace.passage import FirstPassage, first_passage
 from statespace.posterior import Forecast, GaussianPosterior, Signal
+from statespace.recurrences import Recurrence, parallel_newton
 from statespace.relabelling import relabel
 from statespace.scores import Score
 from statespace.selection import CrossValidation, compare, cross_validate
