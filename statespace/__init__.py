@@ -64,6 +64,7 @@ from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
 from statespace.methods.online_paris import ParisOnline, ParisOnlineState
 from statespace.methods.online_particle import ParticleOnline, ParticleOnlineState
+from statespace.methods.online_switching import SwitchingOnline, SwitchingOnlineState
 from statespace.methods.paris import DegenerateStatisticsWarning, PaRIS
 from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
 from statespace.methods.particle_gibbs import ParisianParticleGibbs, ParticleGibbs, PathPosterior
@@ -251,6 +252,8 @@ __all__ = [
     "Structural",
     "Switching",
     "SwitchingLinearGaussian",
+    "SwitchingOnline",
+    "SwitchingOnlineState",
     "SwitchingPosterior",
     "ThetaLogistic",
     "TwoFilter",
