@@ -17,6 +17,7 @@ for many states at once, all draws by inversion of a distribution function: one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,9 @@ from statespace.chains.particle.types import Chain, Cloud, Particles
 
 AT_ONCE = {"cpu": 2**16, "gpu": 2**24, "tpu": 2**24}
 """How many pairs of particles are weighed at once: what fits into a cache, or fills an accelerator."""
+
+DRAWN_AT_ONCE = 1024
+"""How many uniforms are drawn by one call on a CPU, where larger calls take several times as long for each."""
 
 SMALL = 300
 """Up to this many particles sums over the cloud are as quick as the other kernels."""
@@ -229,7 +233,12 @@ class _Uniforms:
         if not is_key(self.random):
             return self.random[k].reshape(self.shape)
         key = jax.random.fold_in(self.random, k)
-        return jax.random.uniform(key, self.shape, self.dtype)
+        size = math.prod(self.shape)
+        if jax.default_backend() != "cpu" or size <= DRAWN_AT_ONCE:
+            return jax.random.uniform(key, self.shape, self.dtype)
+        one = lambda key: jax.random.uniform(key, (DRAWN_AT_ONCE,), self.dtype)
+        every = jax.lax.map(one, jax.random.split(key, -(-size // DRAWN_AT_ONCE)))
+        return every.ravel()[:size].reshape(self.shape)
 
 
 def _density(
