@@ -117,13 +117,13 @@ def test_blocks_of_states_are_drawn_as_all_at_once(monkeypatch, key):
         jnp.asarray(random.normal(size=50)), jax.nn.log_softmax(jnp.asarray(random.normal(size=50)))
     )
     states, ancestors = jnp.asarray(random.normal(size=37)), jnp.zeros(37, jnp.int32)
-    draw = lambda: Exact()(key, CHAIN, None, here, states, ancestors, 2)
-    whole = draw()
+    draw = lambda key: Exact()(key, CHAIN, None, here, states, ancestors, 2)
+    whole = jax.jit(draw)(key)
     monkeypatch.setitem(backward.AT_ONCE, "cpu", 500)
-    np.testing.assert_array_equal(draw(), whole)
+    np.testing.assert_array_equal(jax.jit(lambda key: draw(key))(key), whole)
 
 
-@pytest.mark.parametrize("count", [2, 3, 7, 64, 100])
+@pytest.mark.parametrize("count", [2, 7, 100])
 def test_inversion_through_blocks_finds_what_the_whole_sums_say(count):
     random = np.random.default_rng(count)
     weights = random.random(count) * (random.random(count) < 0.5)
@@ -157,7 +157,8 @@ def test_a_state_that_no_particle_can_have_led_to_keeps_its_ancestor(kernel, key
         bound=lambda previous, moment: jnp.zeros(previous.shape),
     )
     ancestors = jnp.array([2, 0, 1], jnp.int32)
-    found = kernel(key, impossible, None, cloud(), jnp.zeros(3), ancestors, 2)
+    draw = jax.jit(lambda key: kernel(key, impossible, None, cloud(), jnp.zeros(3), ancestors, 2))
+    found = draw(key)
     np.testing.assert_array_equal(found, np.repeat(ancestors[:, None], 2, axis=1))
 
 

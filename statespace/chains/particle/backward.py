@@ -34,7 +34,7 @@ AT_ONCE = {"cpu": 2**16, "gpu": 2**24, "tpu": 2**24}
 """How many pairs of particles are weighed at once: what fits into a cache, or fills an accelerator."""
 
 DRAWN_AT_ONCE = 1024
-"""How many uniforms are drawn by one call on a CPU, where larger calls take several times as long for each."""
+"""How many uniforms are drawn by one call on a CPU; of more, each takes several times as long."""
 
 SMALL = 300
 """Up to this many particles sums over the cloud are as quick as the other kernels."""
