@@ -25,6 +25,7 @@ from statespace.learners.problem import (
 )
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
+from statespace.methods.particle_gradients import differentiable
 
 _BLOCK = 20  # evaluations between two looks at the progress bar
 _MANY = 200  # parameters above which the Hessian is computed only when asked for
@@ -84,6 +85,7 @@ class MaximumLikelihood(eqx.Module):
         start: FitResult | None = None,
     ) -> FitResult:
         """The parameters that make the data most likely; see :func:`statespace.fit`."""
+        method = differentiable(method)
         problem = Problem(model, bare(data), checked_priors(model, priors), method)
         check_start(problem, "MaximumLikelihood")
         z = vector(problem)

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.chains import particle
+from statespace.chains.particle.differentiable import StopGradient
 from statespace.chains.particle.resampling import resampling_named
 from statespace.conditionals.finite import FiniteTransition
 from statespace.methods.particle_checks import check_data, check_proposal
+from statespace.methods.particle_gradients import constant, gradient_named, with_score
 from statespace.methods.particle_lowering import lower, states_of
 from statespace.methods.proposals import proposal_named
 from statespace.model import Step, state_names
@@ -36,7 +38,11 @@ class ParticleMethod(eqx.Module):
             "residual", "killing" or "ssp"; or a function ``(random, log_weights) -> ancestors``.
         threshold: draw anew when the effective sample size is below this share of N; 1: at every moment;
             0: never.
-        gradient: how the log likelihood is differentiated.
+        gradient: how the log likelihood is differentiated. "score": by Fisher's identity along the ancestries
+            of the particles, which is unbiased for the likelihood; "soft" and "transport": by resampling
+            that is smooth in the weights (Karkus, Hsu & Lee 2018; Corenflos et al. 2021), or one of
+            ``statespace.chains.particle.differentiable`` with settings of its own. None: a
+            derivative is refused.
         key: source of randomness; the verbs put theirs here.
 
     Raises:
@@ -60,6 +66,7 @@ class ParticleMethod(eqx.Module):
             )
         resampling_named(self.resampling)
         proposal_named(self.proposal)
+        gradient_named(self.gradient)
 
     def with_key(self, key: PRNGKeyArray) -> Self:
         """The same method with this source of randomness."""
@@ -79,18 +86,23 @@ class ParticleMethod(eqx.Module):
     ) -> particle.Run:
         """The filter, from the method's own key."""
         random = particle.keys(self._key(), len(series), observe=observer is not None)
+        chain, gradient = self.lower(model, series), gradient_named(self.gradient)
+        if isinstance(gradient, StopGradient):
+            chain = with_score(chain, model, series)
         return particle.run(
-            self.lower(model, series),
+            chain,
             random,
             self.particles,
             resample=self.resampling,
             threshold=self.threshold,
             observer=observer,
+            gradient=gradient,
         )
 
     def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
         """Log of an unbiased estimate of ``p(y)``; minus infinity where no particle explains a moment."""
-        return self.run(model, series).log_likelihood
+        value = self.run(model, series).log_likelihood
+        return constant(value) if self.gradient is None else value
 
     def pointwise(self, model: Any, series: Series) -> Float[Array, " T"]:
         """Log of the estimate of ``p(y_t | y_0 … y_{t-1})`` of each moment."""
@@ -155,7 +167,11 @@ class ParticleFilter(ParticleMethod):
             "residual", "killing" or "ssp"; or a function ``(random, log_weights) -> ancestors``.
         threshold: draw anew when the effective sample size is below this share of N; 1: at every moment;
             0: never.
-        gradient: how the log likelihood is differentiated.
+        gradient: how the log likelihood is differentiated. "score": by Fisher's identity along the ancestries
+            of the particles, which is unbiased for the likelihood; "soft" and "transport": by resampling
+            that is smooth in the weights (Karkus, Hsu & Lee 2018; Corenflos et al. 2021), or one of
+            ``statespace.chains.particle.differentiable`` with settings of its own. None: a
+            derivative is refused.
         key: source of randomness; the verbs put theirs here.
 
     Raises:

@@ -1,5 +1,12 @@
 """Particle recursions: propagate, weigh, resample. Arrays and pure functions only."""
 
+from statespace.chains.particle.differentiable import (
+    Soft,
+    StopGradient,
+    Transport,
+    fisher,
+    gradient_named,
+)
 from statespace.chains.particle.recursion import history, keys, run, take
 from statespace.chains.particle.resampling import SCHEMES, Resampling, resampling_named
 from statespace.chains.particle.types import (
@@ -22,6 +29,11 @@ __all__ = [
     "Random",
     "Resampling",
     "Run",
+    "Soft",
+    "StopGradient",
+    "Transport",
+    "fisher",
+    "gradient_named",
     "history",
     "keys",
     "resampling_named",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from statespace.chains.particle.differentiable import Gradient, Transport
 from statespace.chains.particle.resampling import is_key, resampling_named
 from statespace.chains.particle.types import (
     Chain,
@@ -22,6 +23,7 @@ from statespace.chains.particle.types import (
 )
 
 Ancestors = Int[Array, " N"]
+Selection = tuple[Particles, Float[Array, " N"], Ancestors]
 
 
 def keys(key: Key[Array, ""], steps: int, observe: bool = False) -> Random:
@@ -40,6 +42,7 @@ def run(
     path: Any = None,
     ancestor: Callable[..., Int[Array, ""]] | None = None,
     observer: Observer | None = None,
+    gradient: Gradient | None = None,
 ) -> Run:
     """Run a particle filter over all moments (Del Moral 2004; Chopin & Papaspiliopoulos 2020, alg. 10.3).
 
@@ -59,15 +62,23 @@ def run(
             anew at each moment (ancestor sampling, Lindsten, Jordan & Schön 2014). Each entry of
             ``random.resample`` is then a pair, for the resampling and for this; a PRNG key is split.
         observer: what to collect on the way.
+        gradient: what makes the log likelihood differentiable: see
+            :mod:`statespace.chains.particle.differentiable`. None: derivatives leave out how the ancestors
+            depend on the weights.
 
     Raises:
         ValueError: for fewer than two particles, a threshold outside [0, 1], a path of another length,
-            ancestor sampling without a path, or a scheme without a conditional version with one.
+            ancestor sampling without a path, or a path with a scheme without a conditional version or with
+            optimal transport.
     """
     scheme = resampling_named(resample)
     steps = _length(chain, random, path)
     _check(particles, threshold, path, ancestor, scheme)
-    kernel = Kernel(chain, particles, scheme, threshold, ancestor)
+    if path is not None and isinstance(gradient, Transport):
+        raise ValueError(
+            "optimal transport moves a path away: a conditional particle filter has none"
+        )
+    kernel = Kernel(chain, particles, scheme, threshold, ancestor, gradient)
 
     def row(t: int) -> tuple[Any, ...]:
         return jax.tree.map(lambda x: x[t], (random, chain.moments, path))
@@ -104,10 +115,11 @@ class Kernel:
         particles: int,
         scheme: Any,
         threshold: float,
-        ancestor: Callable[..., Int[Array, ""]] | None,
+        ancestor: Callable[..., Int[Array, ""]] | None = None,
+        gradient: Gradient | None = None,
     ):
         self.chain, self.count, self.scheme = chain, particles, scheme
-        self.threshold, self.ancestor = threshold, ancestor
+        self.threshold, self.ancestor, self.gradient = threshold, ancestor, gradient
 
     def first(self, random: Random, moment: Any, kept: Any) -> tuple[Cloud, tuple]:
         """The cloud of the first moment, and what is reported of it."""
@@ -133,40 +145,50 @@ class Kernel:
     def _select(
         self, before: Cloud, random: Random, moment: Any, kept: Any
     ) -> tuple[Particles, Float[Array, " N"], Ancestors, Bool[Array, ""]]:
-        """Ancestors, their states, and log weights before the new observation."""
+        """The ancestors' states, log weights before the new observation, and which they are."""
         ahead = before.log_weights
         if self.chain.look_ahead is not None:
             ahead = ahead + self.chain.look_ahead(before.particles, moment)
             ahead = _normalised(ahead, before.log_weights)
+        if self.threshold >= 1:
+            needed = jnp.ones((), bool)
+        elif self.threshold <= 0:
+            needed = jnp.zeros((), bool)
+        else:
+            needed = _ess(ahead) < self.threshold * self.count
+        if self.gradient is not None and not isinstance(self.gradient, Transport):
+            ahead = self.gradient.weights(ahead)
         own, again = random.resample, None
         new = jnp.zeros((), jnp.int32)
         if self.ancestor is not None:
             own, again = jax.random.split(own) if is_key(own) else own
             new = self.ancestor(again, before, kept, moment).astype(jnp.int32)
+        same = jnp.arange(self.count, dtype=jnp.int32)
 
-        def draw() -> tuple[Ancestors, Float[Array, " N"]]:
-            ancestors = self._draw(own, ahead, kept, new).astype(jnp.int32)
-            # what was drawn more often for its future weighs less
-            correction = jnp.zeros_like(ahead)
-            if self.chain.look_ahead is not None:
-                correction = (before.log_weights - ahead)[ancestors]
-            return ancestors, correction - math.log(self.count)
+        def draw() -> Selection:
+            equal = jnp.full_like(ahead, -math.log(self.count))
+            if isinstance(self.gradient, Transport):
+                return self.gradient.move(before.particles, before.log_weights), equal, same
+            fixed = jax.lax.stop_gradient(ahead)
+            ancestors = self._draw(own, fixed, kept, new).astype(jnp.int32)
+            if self.chain.look_ahead is not None or self.gradient is not None:
+                # what was drawn more often than by its weight weighs less
+                equal = equal + _difference(before.log_weights, ahead)[ancestors]
+            return take(before.particles, ancestors), equal, ancestors
 
-        def keep() -> tuple[Ancestors, Float[Array, " N"]]:
-            # the path and its new ancestor change places
-            same = jnp.arange(self.count, dtype=jnp.int32)
-            if self.ancestor is not None:
-                same = same.at[new].set(0).at[0].set(new)
-            return same, before.log_weights[same]
+        def keep() -> Selection:
+            if self.ancestor is None:
+                return *before, same
+            swapped = same.at[new].set(0).at[0].set(new)  # the path and its new ancestor
+            return *take(tuple(before), swapped), swapped
 
         if self.threshold >= 1:
-            (ancestors, log_weights), needed = draw(), jnp.ones((), bool)
+            selection = draw()
         elif self.threshold <= 0:
-            (ancestors, log_weights), needed = keep(), jnp.zeros((), bool)
+            selection = keep()
         else:
-            needed = _ess(ahead) < self.threshold * self.count
-            ancestors, log_weights = jax.lax.cond(needed, draw, keep)
-        return take(before.particles, ancestors), log_weights, ancestors, needed
+            selection = jax.lax.cond(needed, draw, keep)
+        return *selection, needed
 
     def _draw(
         self, random: Any, log_weights: Float[Array, " N"], kept: Any, new: Array
@@ -205,6 +227,12 @@ def _weigh(
 def _normalised(log_weights: Float[Array, " N"], otherwise: Float[Array, " N"]) -> Array:
     total = jax.nn.logsumexp(log_weights)
     return jnp.where(jnp.isneginf(total), otherwise, log_weights - total)
+
+
+def _difference(x: Float[Array, " N"], y: Float[Array, " N"]) -> Float[Array, " N"]:
+    """``x - y``, and 0 where both are minus infinity: of weights that are never drawn."""
+    none = jnp.isneginf(y)
+    return jnp.where(none, 0, x) - jnp.where(none, 0, y)
 
 
 def _ess(log_weights: Float[Array, " N"]) -> Float[Array, ""]:
