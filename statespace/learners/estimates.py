@@ -87,18 +87,10 @@ def _estimates(problem: Problem, z: Array, keys: PRNGKeyArray) -> tuple[Array, A
     return jax.lax.map(one, z)
 
 
-def along(
-    seen: Float[np.ndarray, "iterations p"], last: Float[np.ndarray, " p"]
-) -> Float[np.ndarray, "c p"]:
-    """Points along the way of a noisy search: the means of its eighths, and where it ends."""
-    eighths = [part.mean(axis=0) for part in np.array_split(seen, 8)]
-    return np.stack([*eighths, last])
-
-
 def still_rising(
-    found: Estimates, earlier: int = 3, later: int = -1, *, remedy: str = "raise `iterations`"
+    found: Estimates, earlier: int, later: int, remedy: str = "raise `iterations`"
 ) -> str | None:
-    """What to say if the later of two points is clearly higher, or None; by default of :func:`along`."""
+    """What to say if the later of two points is clearly higher, or None."""
     gain = found.density[later] - found.density[earlier]
     if not gain > max(_WORTH, 3 * found.error(earlier, later)):
         return None

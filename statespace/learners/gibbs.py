@@ -18,7 +18,7 @@ from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import Priors, checked_priors
 from statespace.learners.problem import Problem, check_start, moved
 from statespace.learners.result import FitResult
-from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.sampling import check_settings, in_blocks, sweeps
 from statespace.learners.tuned_moves import Draw, Settings, Tuned
 from statespace.methods.forward_backward import ForwardBackward
 
@@ -62,13 +62,7 @@ class Gibbs(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for name, least in (("warmup", 0), ("samples", 4), ("chains", 1), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if not 0 < self.target_accept < 1:
-            raise ValueError(f"`target_accept` must be between 0 and 1, got {self.target_accept}.")
-        if not self.spread >= 0:
-            raise ValueError(f"`spread` must not be negative, got {self.spread}.")
+        check_settings(self, warmup=0, samples=4, chains=1, steps=1)
 
     def fit(
         self,

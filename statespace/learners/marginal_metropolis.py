@@ -17,7 +17,7 @@ from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, moved
 from statespace.learners.result import FitResult
-from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.sampling import check_settings, in_blocks, sweeps
 from statespace.methods.choice import is_random
 from statespace.methods.particle_filter import ParticleFilter
 
@@ -69,15 +69,9 @@ class ParticleMarginalMetropolis(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for name, least in (("warmup", 0), ("samples", 4), ("chains", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if not 0 < self.target_accept < 1:
-            raise ValueError(f"`target_accept` must be between 0 and 1, got {self.target_accept}.")
+        check_settings(self, warmup=0, samples=4, chains=1)
         if not 0 <= self.correlation < 1:
             raise ValueError(f"`correlation` must be in [0, 1), got {self.correlation}.")
-        if not self.spread >= 0:
-            raise ValueError(f"`spread` must not be negative, got {self.spread}.")
 
     def fit(
         self,

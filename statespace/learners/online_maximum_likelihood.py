@@ -14,19 +14,13 @@ from statespace.chains.particle import paris, resampling_named, take
 from statespace.chains.particle.backward import kernel_named
 from statespace.chains.particle.types import Chain, Cloud
 from statespace.learners import complete_data
-from statespace.learners.estimates import (
-    along,
-    beginning,
-    end,
-    estimates,
-    needed_key,
-    still_rising,
-)
+from statespace.learners.estimates import beginning, needed_key
 from statespace.learners.passes import Moments, in_turn
 from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, vector
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
+from statespace.learners.searches import searched
 from statespace.learners.state_paths import Drawing, check_densities, check_drawing
 from statespace.learners.steps import check_optimiser, optimiser_for
 from statespace.methods import potentials
@@ -116,25 +110,14 @@ class OnlineMaximumLikelihood(eqx.Module):
                 shown.update(1)
         within = np.asarray(in_turn(problem).within)
         path = np.concatenate([steps[within] for steps in seen])
-        if not np.isfinite(path).all():
-            step = np.flatnonzero(~np.isfinite(path).all(axis=1))[0]
-            raise ValueError(
-                f"{learner} left the parameters' support at observation {step}: lower `learning_rate`, or "
-                "start nearer."
-            )
-        points = along(path, path[len(path) // 2 :].mean(axis=0))
-        found = estimates(problem, jnp.asarray(points), keys[2])
-        return end(
+        return searched(
             problem,
             data,
-            jnp.asarray(points[-1]),
+            path,
+            keys[2],
             learner=f"online maximum likelihood ({self.passes} × {len(path) // self.passes} observations)",
-            found=found,
-            index=-1,
-            reason=still_rising(found, remedy="raise `passes` or `learning_rate`"),
-            done="the second half of the steps gained nothing",
-            iterations=len(path),
-            trace=found.density,
+            lost="lower `learning_rate`, or start nearer",
+            remedy="raise `passes` or `learning_rate`",
         ).warn_unless_converged()
 
 

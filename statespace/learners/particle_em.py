@@ -7,25 +7,18 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.learners import expectations, regressions
 from statespace.learners.climbing import climb
-from statespace.learners.estimates import (
-    along,
-    beginning,
-    end,
-    estimates,
-    needed_key,
-    still_rising,
-)
+from statespace.learners.estimates import beginning, needed_key
 from statespace.learners.likelihood import recordings
 from statespace.learners.priors import Priors, log_prior
 from statespace.learners.problem import Problem, vector
 from statespace.learners.regressions import Regression, Statistics
 from statespace.learners.result import FitResult
 from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.searches import searched
 from statespace.learners.state_paths import (
     Drawing,
     check_densities,
@@ -117,28 +110,15 @@ class ParticleEM(eqx.Module):
             "particle EM",
             self.progress,
         )[0]
-        if not np.isfinite(seen).all():
-            step = np.flatnonzero(~np.isfinite(seen).all(axis=1))[0]
-            raise ValueError(
-                f"ParticleEM stopped at iteration {step}: a parameter left its support, as a scale does that "
-                "collapses to zero. Put a prior on the scales, freeze one, or start nearer."
-            )
-        half = self.iterations // 2
-        last = seen[-1] if self.stochastic_approximation else seen[half:].mean(axis=0)
-        points = along(seen, last)
-        found = estimates(problem, jnp.asarray(points), keys[2])
         kind = "stochastic approximation EM" if self.stochastic_approximation else "Monte Carlo EM"
-        return end(
+        return searched(
             problem,
             data,
-            jnp.asarray(points[-1]),
+            seen,
+            keys[2],
             learner=f"{kind} ({self.paths} paths, {self.particles} particles)",
-            found=found,
-            index=-1,
-            reason=still_rising(found),
-            done="the second half of the iterations gained nothing",
-            iterations=self.iterations,
-            trace=found.density,
+            lost="a scale that collapses to zero does: put a prior on it, freeze it, or start nearer",
+            averaged=not self.stochastic_approximation,
         ).warn_unless_converged()
 
 

@@ -18,7 +18,7 @@ from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, moved
 from statespace.learners.result import FitResult
-from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.sampling import check_settings, in_blocks, sweeps
 from statespace.learners.state_paths import (
     Drawing,
     check_densities,
@@ -82,14 +82,7 @@ class ParticleGibbsLearner(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        least = {"warmup": 0, "samples": 4, "chains": 1, "moves": 1, "steps": 1}
-        for name, count in least.items():
-            if getattr(self, name) < count:
-                raise ValueError(f"`{name}` must be at least {count}, got {getattr(self, name)}.")
-        if not 0 < self.target_accept < 1:
-            raise ValueError(f"`target_accept` must be between 0 and 1, got {self.target_accept}.")
-        if not self.spread >= 0:
-            raise ValueError(f"`spread` must not be negative, got {self.spread}.")
+        check_settings(self, warmup=0, samples=4, chains=1, moves=1, steps=1)
         check_drawing(self._drawing, "ParticleGibbsLearner")
 
     @property

@@ -13,6 +13,25 @@ from jaxtyping import Array
 from statespace.learners.progress import bar
 
 
+def check_settings(sampler: Any, **least: int) -> None:
+    """Refuse settings of a sampler that make no sense.
+
+    Args:
+        sampler: with ``target_accept`` and ``spread``.
+        **least: the least value of each setting that is a number of something.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, count in least.items():
+        if getattr(sampler, name) < count:
+            raise ValueError(f"`{name}` must be at least {count}, got {getattr(sampler, name)}.")
+    if not 0 < sampler.target_accept < 1:
+        raise ValueError(f"`target_accept` must be between 0 and 1, got {sampler.target_accept}.")
+    if not sampler.spread >= 0:
+        raise ValueError(f"`spread` must not be negative, got {sampler.spread}.")
+
+
 def in_blocks(
     advance: Callable[[Any, Array], tuple[Any, Any]],
     state: Any,

@@ -8,24 +8,17 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains.particle import parisian
 from statespace.learners import complete_data
-from statespace.learners.estimates import (
-    along,
-    beginning,
-    end,
-    estimates,
-    needed_key,
-    still_rising,
-)
+from statespace.learners.estimates import beginning, needed_key
 from statespace.learners.likelihood import recordings
 from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, vector
 from statespace.learners.result import FitResult
 from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.searches import searched
 from statespace.learners.state_paths import (
     Drawing,
     check_densities,
@@ -100,25 +93,13 @@ class _Ascent(eqx.Module):
             learner,
             self.progress,
         )[0]
-        if not np.isfinite(seen).all():
-            step = np.flatnonzero(~np.isfinite(seen).all(axis=1))[0]
-            raise ValueError(
-                f"{learner} left the parameters' support at step {step}: lower `learning_rate`, or start "
-                "nearer."
-            )
-        points = along(seen, seen[self.iterations // 2 :].mean(axis=0))
-        found = estimates(problem, jnp.asarray(points), keys[2])
-        return end(
+        return searched(
             problem,
             data,
-            jnp.asarray(points[-1]),
+            seen,
+            keys[2],
             learner=f"{self._label} ({self.chains} chains of {self.particles} particles)",
-            found=found,
-            index=-1,
-            reason=still_rising(found),
-            done="the second half of the iterations gained nothing",
-            iterations=self.iterations,
-            trace=found.density,
+            lost="lower `learning_rate`, or start nearer",
         ).warn_unless_converged()
 
     @property
