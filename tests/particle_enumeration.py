@@ -156,13 +156,14 @@ START = np.array([0.5, 0.5])
 AHEAD = np.log(RNG.uniform(0.3, 1.0, (STEPS, STATES)))
 
 
-def chain(steps, look_ahead=False):
+def chain(steps, look_ahead=False, model=(INITIAL, TRANSITION, POTENTIALS)):
     """The finite chain with a proposal of its own; what is random is given: states, and ancestors."""
-    log_initial, log_start = jnp.log(INITIAL), jnp.log(START)
-    log_transition, log_proposal = jnp.log(TRANSITION), jnp.log(PROPOSAL)
+    initial, transition, potentials = model
+    log_initial, log_start = jnp.log(initial), jnp.log(START)
+    log_transition, log_proposal = jnp.log(transition), jnp.log(PROPOSAL)
 
     return particle.Chain(
-        {"potentials": jnp.asarray(POTENTIALS[:steps]), "ahead": jnp.asarray(AHEAD[:steps])},
+        {"potentials": jnp.asarray(potentials[:steps]), "ahead": jnp.asarray(AHEAD[:steps])},
         start=lambda random, count, moment: random,
         weigh_start=lambda x, moment: (log_initial - log_start + moment["potentials"])[x],
         propose=lambda random, previous, moment: random,

@@ -5,7 +5,6 @@ from statespace.chains.particle.differentiable import (
     StopGradient,
     Transport,
     fisher,
-    gradient_named,
 )
 from statespace.chains.particle.recursion import history, keys, run, take
 from statespace.chains.particle.resampling import SCHEMES, Resampling, resampling_named
@@ -33,7 +32,6 @@ __all__ = [
     "StopGradient",
     "Transport",
     "fisher",
-    "gradient_named",
     "history",
     "keys",
     "resampling_named",

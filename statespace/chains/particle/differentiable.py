@@ -126,23 +126,6 @@ class Transport(eqx.Module):
 
 
 Gradient = StopGradient | Soft | Transport
-_NAMED: dict[str, type] = {"score": StopGradient, "soft": Soft, "transport": Transport}
-
-
-def gradient_named(gradient: str | Gradient | None) -> Gradient | None:
-    """One of them by its name: "score", "soft" or "transport".
-
-    Raises:
-        ValueError: if there is none of this name, or it is of another kind.
-    """
-    if gradient is None or isinstance(gradient, Gradient):
-        return gradient
-    if isinstance(gradient, str) and gradient in _NAMED:
-        return _NAMED[gradient]()
-    raise ValueError(
-        f"`gradient` must be None, one of {', '.join(map(repr, _NAMED))}, or one of "
-        f"`statespace.chains.particle.differentiable`, got {gradient!r}."
-    )
 
 
 def fisher(chain: Chain, joint_start: Callable[..., Array], joint: Callable[..., Array]) -> Chain:
