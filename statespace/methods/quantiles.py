@@ -15,6 +15,7 @@ from statespace.chains import particle
 from statespace.conditionals.switching import RegimeLaw, RegimeState, pick
 from statespace.methods.particle_laws import AffineTransition, FiniteLaw, apply
 from statespace.methods.particle_lowering import on_clouds
+from statespace.model import Step
 from statespace.series import Series
 
 
@@ -70,10 +71,17 @@ def _index(cumulative: Float[Array, "*b K"], u: Float[Array, "*b"]) -> Array:
     return jnp.sum(below, axis=-1)
 
 
-def uniform_chain(model: Any, series: Series) -> tuple[particle.Chain, tuple[int, int]]:
+def uniform_chain(
+    model: Any, series: Series, steps: Step | None = None
+) -> tuple[particle.Chain, tuple[int, int]]:
     """The bootstrap chain of a model, drawn from uniform numbers.
 
     ``start`` and ``propose`` take arrays ``(N, d)`` inside (0, 1) in place of a key.
+
+    Args:
+        model: the model.
+        series: the recording.
+        steps: the steps of its moments; None for those of the recording.
 
     Returns:
         The chain, and how many numbers a first and a later state take.
@@ -81,7 +89,7 @@ def uniform_chain(model: Any, series: Series) -> tuple[particle.Chain, tuple[int
     Raises:
         TypeError: if the initial law or the transition has no inverse distribution function; it is named.
     """
-    clouds, moments = on_clouds(model, series)
+    clouds, moments = on_clouds(model, series, steps)
     chain = clouds.chain(moments)
     like, row = clouds.initial.like, jax.tree.map(lambda x: x[0], moments)
     cast = lambda x: jax.tree.map(lambda x, like: x.astype(like.dtype), x, like)

@@ -18,6 +18,7 @@ from statespace.chains.particle.quasi import curve_order, scrambled, sobol
 from statespace.methods.particle_filter import ParticleMethod, posterior_of
 from statespace.methods.particle_lowering import states_of
 from statespace.methods.quantiles import uniform_chain
+from statespace.model import Step
 from statespace.particle_posterior import ParticlePosterior
 from statespace.series import Panel, Series
 
@@ -64,9 +65,9 @@ class SequentialQuasiMonteCarlo(ParticleMethod):
         series = data.series[0] if isinstance(data, Panel) else data
         eqx.filter_eval_shape(lambda m, s: m.filtered(model, s), self, series)
 
-    def lower(self, model: Any, series: Series) -> particle.Chain:
+    def lower(self, model: Any, series: Series, steps: Step | None = None) -> particle.Chain:
         """The chain whose random input at each moment is a key, from which points are scrambled."""
-        chain, (first, later) = uniform_chain(model, series)
+        chain, (first, later) = uniform_chain(model, series, steps)
         dtype = series.y.dtype
         size = self.particles
 
@@ -121,6 +122,17 @@ class SequentialQuasiMonteCarlo(ParticleMethod):
         """Joint draws of all states given all observations, shape ``(draws, T, ...)``."""
         _, paths = self.with_key(key)._drawn(model, series, draws)
         return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states_of(model, paths))
+
+    def online(self, model: Any, dt: float) -> Any:
+        """None: each moment's points are put in order together with the particles.
+
+        Raises:
+            TypeError: always, naming the method to use.
+        """
+        raise TypeError(
+            "SequentialQuasiMonteCarlo runs over whole recordings: for observations one at a time use "
+            "`online` with ParticleFilter()."
+        )
 
     def _drawn(self, model: Any, series: Series, draws: int) -> tuple[particle.Run, Any]:
         """The filter's run, and paths drawn backward from it."""

@@ -68,6 +68,7 @@ class SwitchingLinearGaussian(eqx.Module):
 
     initial_probs: Categorical
     kernel: FiniteTransition
+    state_names: tuple[str, ...] | None = eqx.field(static=True)
     matrix: Float[Array, "K n n"] = parameter()
     scale: Float[Array, "K ..."] = parameter(_scales)
     observation_matrix: Float[Array, "K m n"] = parameter()
@@ -76,7 +77,6 @@ class SwitchingLinearGaussian(eqx.Module):
     initial_scale: Float[Array, "K ..."] = parameter(_scales)
     offset: Float[Array, "K n"] | None = parameter(converter=optional_array)
     observation_offset: Float[Array, "K m"] | None = parameter(converter=optional_array)
-    state_names: tuple[str, ...] | None = eqx.field(static=True)
 
     def __init__(
         self,

@@ -123,6 +123,8 @@ def test_what_it_does_not_do_is_said():
         ss.SequentialQuasiMonteCarlo(proposal="linearised")
     with pytest.raises(ValueError, match="SequentialQuasiMonteCarlo has no `resampling`"):
         ss.SequentialQuasiMonteCarlo(resampling="multinomial")
+    with pytest.raises(TypeError, match="runs over whole recordings"):
+        ss.online(ss.NonlinearGrowth(), ss.SequentialQuasiMonteCarlo(key=KEY))
     model = ss.SIR(20, 1.0, 0.5, 0.5)
     with pytest.raises(TypeError, match="SplitLaw has no inverse distribution function"):
         ss.log_likelihood(
