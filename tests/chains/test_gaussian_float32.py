@@ -1,5 +1,7 @@
 """float32: no NaN, errors of its rounding's size, finite gradients at singular and vague covariances."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,21 +98,21 @@ TRENDS = {
 }
 
 
+@partial(jax.jit, static_argnums=1)
+def gradient(chain, parallel):
+    return jax.value_and_grad(lambda c: gaussian.log_likelihood(c, "sqrt", parallel))(chain)
+
+
 @pytest.mark.parametrize("parallel", [False, True], ids=["sequential", "parallel"])
 @pytest.mark.parametrize("case", TRENDS)
 def test_a_trend_of_a_thousand_moments(case, parallel):
     """The likelihood to 1e-2 where it is some thousands, and its gradient to 1 %, in square roots."""
     problem = rounded(TRENDS[case])
     want = float(kalman(problem.dense)[0])
-
-    @jax.jit
-    def of(chain):
-        return jax.value_and_grad(lambda c: gaussian.log_likelihood(c, "sqrt", parallel))(chain)
-
-    value, grad = of(problem.chain("sqrt", jnp.float32))
+    value, grad = gradient(problem.chain("sqrt", jnp.float32), parallel)
     assert value.dtype == jnp.float32
     assert float(value) == pytest.approx(want, abs=1e-2)
-    _, exact = of(problem.chain("sqrt", jnp.float64))
+    _, exact = gradient(problem.chain("sqrt", jnp.float64), parallel)
     for leaf in jax.tree.leaves(grad):
         assert np.isfinite(leaf).all()
     for part in ("transitions", "potentials"):
