@@ -8,16 +8,30 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from statespace.particle_diagnostics import (
+    ParticleReport,
+    lineages,
+    pareto_k,
+    particle_report,
+    unique_ancestors,
+    variance_of_log_likelihood,
+)
 from statespace.series import as_series
 
 __all__ = [
     "HypothesisTest",
+    "ParticleReport",
     "ResidualTests",
     "autocorrelation",
     "heteroskedasticity",
     "jarque_bera",
+    "lineages",
     "ljung_box",
+    "pareto_k",
+    "particle_report",
     "residual_tests",
+    "unique_ancestors",
+    "variance_of_log_likelihood",
 ]
 
 

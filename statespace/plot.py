@@ -15,10 +15,12 @@ from statespace import canvas
 from statespace.arviz import require_arviz
 from statespace.canvas import ACCENT, DATA, FAINT, MAIN
 from statespace.diagnostics import autocorrelation, ljung_box, standardised_errors, trim
-from statespace.finite_forecast import MixtureForecast
 from statespace.panels import PanelPosterior
+from statespace.particle_posterior import ParticlePosterior
+from statespace.plot_particles import particles, update_rates
 from statespace.plot_states import dwell_times, states, transitions, weight_filters, weights
 from statespace.posterior import Forecast, GaussianPosterior
+from statespace.sampled_forecast import SampledForecast
 from statespace.series import as_series
 
 __all__ = [
@@ -28,9 +30,11 @@ __all__ = [
     "dwell_times",
     "filtered",
     "forecast",
+    "particles",
     "smoothed",
     "states",
     "transitions",
+    "update_rates",
     "weight_filters",
     "weights",
 ]
@@ -50,7 +54,8 @@ def smoothed(
         posterior: of ``smooth``.
         data: the recording, to draw in place of the one that the posterior holds.
         level: probability of the band, or of several nested ones.
-        states: draw the states in place of the channels: all of them, or those named.
+        states: draw the states in place of the channels: all of them, or those named. Of a posterior by
+            particles states are drawn in any case.
         axes: one Axes for each panel; default: new ones, one below the other.
 
     Returns:
@@ -109,7 +114,7 @@ def forecast(
     Example:
         >>> ss.plot.forecast(ss.forecast(model, train, steps=10), train, actual=test)
     """
-    _require(forecast, Forecast | MixtureForecast, "forecast")
+    _require(forecast, Forecast | SampledForecast, "forecast")
     names = forecast.names
     panels = canvas.panels(len(names), axes, height=2.6)
     x = canvas.positions(forecast.times, forecast.labels)
@@ -238,7 +243,9 @@ def _bands(
     posterior: Any, data: Any, level: Any, states: bool | Sequence[str], axes: Any, word: str
 ) -> Any:
     """Bands of the signal over the data, or of the states."""
-    _require(posterior, GaussianPosterior, "posterior")
+    _require(posterior, GaussianPosterior | ParticlePosterior, "posterior")
+    # particles know of no linear signal
+    states = states or isinstance(posterior, ParticlePosterior)
     levels = np.atleast_1d(level)
     law = posterior if states else posterior.signal
     chosen = list(range(len(law.names)))
@@ -255,14 +262,14 @@ def _bands(
             canvas.observations(ax, at, np.asarray(y)[:, i])
         elif y is not None:
             canvas.shade_missing(ax, at, np.isnan(np.asarray(y)).all(axis=1))
-        canvas.band(ax, x, np.asarray(law.mean)[:, i], _nested(law, i, levels), word)
+        canvas.band(ax, x, _columns(law.mean)[:, i], _nested(law, i, levels), word)
         canvas.dress(ax, posterior.labels, law.names[i])
     return canvas.finish(panels, axes)
 
 
 def _require(result: Any, kind: Any, name: str) -> None:
     if not isinstance(result, kind):
-        verb = "`forecast`" if kind is not GaussianPosterior else "`smooth` or `filter`"
+        verb = "`forecast`" if name == "forecast" else "`smooth` or `filter`"
         panel = "; draw its recordings one by one" if isinstance(result, PanelPosterior) else ""
         raise TypeError(
             f"`{name}` must be what {verb} returns, got {type(result).__name__}{panel}."
@@ -275,9 +282,15 @@ def _nested(law: Any, i: int, levels: Any) -> list[tuple[Any, float]]:
     for level in sorted((float(q) for q in levels), reverse=True):
         low, high = law.interval(level)
         # Where a law is still diffuse there is no band to draw.
-        bounds = tuple(np.where(np.isfinite(b[:, i]), b[:, i], np.nan) for b in (low, high))
+        bounds = tuple(_columns(b)[:, i] for b in (low, high))
+        bounds = tuple(np.where(np.isfinite(b), b, np.nan) for b in bounds)
         out.append((bounds, level))
     return out
+
+
+def _columns(values: Any) -> np.ndarray:
+    """Values over time with an axis of coordinates."""
+    return np.asarray(values).reshape(len(values), -1)
 
 
 def _position(name: str, names: Sequence[str]) -> int:
