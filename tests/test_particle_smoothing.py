@@ -113,6 +113,7 @@ def test_expectations_of_a_quadratic_functional(method, products, key):
     if found.sweeps is not None:
         assert found.sweeps["products"].shape == (REPLICATES, 2, method.sweeps)
         assert found.update_rates.shape == (REPLICATES, 10)
+        assert np.all((found.update_rates > 0.3) & (found.update_rates <= 1))
         kept = found.sweeps["products"][:, :, method.burn_in :].mean(axis=(1, 2))
         np.testing.assert_allclose(found.value["products"], kept)
         # the error between two chains, over many replicates
@@ -226,15 +227,18 @@ def test_a_panel_is_the_sum_of_its_recordings(products, key):
 
 
 def test_paths_of_particle_gibbs(key):
+    """Shapes alone: what the paths are is tested above."""
     method = ss.ParticleGibbs(particles=10, sweeps=6, burn_in=2, chains=3)
-    posterior = ss.smooth(linear(), series(), method=method, key=key)
+    run = lambda key: method.with_key(key).posterior(linear(), series(), "smoothed")
+    posterior = jax.eval_shape(run, key)
     assert isinstance(posterior, ss.PathPosterior)
     assert posterior.particles.shape == (10, 12, 1)
     assert posterior.chains == 3
-    assert np.all((posterior.update_rates >= 0) & (posterior.update_rates <= 1))
-    assert posterior.cut(4).update_rates.shape == (4,)
-    draws = ss.sample_states(linear(), series(), method=method, key=key, draws=5)
-    assert draws.shape == (5, 10, 1)
+    assert posterior.update_rates.shape == (10,)
+    draw = lambda key: method.sample_states(linear(), series(), key, 5)
+    assert jax.eval_shape(draw, key).shape == (5, 10, 1)
+    rates = posterior.update_rates
+    assert jax.eval_shape(lambda p: p.cut(4), posterior).update_rates.dtype == rates.dtype
 
 
 def singular():
