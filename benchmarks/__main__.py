@@ -19,6 +19,7 @@ FAMILIES = {
     "one_hot": "switching connectivity: what each prior of the couplings recovers, over 5 seeds",
     "soft_labels": "labels of the states: held-out accuracy of an autoregressive HMM, over 10 seeds",
     "jump": "rates of a jump process: error and seconds of EM and of Gibbs sampling, over 5 to 20 seeds",
+    "particles": "bootstrap particle filters: log likelihood of 1,000 moments, 1,000 filters at once",
     "paris": "particle smoothing: bias and error of PaRIS and PPG; seconds of the smoothers",
     "start": "import, first result in a cold process, compile time of an associative filter",
     "scaling": "associative against sequential scans over the length of the series",

@@ -99,6 +99,10 @@ def states(low: int, high: int) -> Callable[[dict], bool]:
     return lambda row: low <= row["n"] <= high
 
 
+def particles(count: int) -> Callable[[dict], bool]:
+    return lambda row: row["N"] == count
+
+
 def case(shared: bool, gaps: bool) -> Callable[[dict], bool]:
     return lambda row: row["shared"] is shared and row["gaps"] is gaps
 
@@ -164,6 +168,11 @@ GOALS = (
         "em", "EM iteration", 0.4, "x", ratios(("iteration",), lambda row: True, against="dynamax")
     ),
     Goal("em", "programs compiled by a second `fit`", 0, "", recompilations),
+    Goal(
+        "particles", "log likelihood, 100 particles", 0.1, "x", ratios(("loglik",), particles(100))
+    ),
+    Goal("particles", "the same, 1,000", 0.3, "x", ratios(("loglik",), particles(1_000))),
+    Goal("particles", "the same, 10,000", 0.7, "x", ratios(("loglik",), particles(10_000))),
     Goal("start", "import, over the import of jax", 0.3, "s", seconds("import", "jax alone")),
     Goal("start", "first filtered result in a cold process", 2.0, "s", seconds("first filter")),
     Goal("start", "compile an associative filter, T = 10,000", 5.0, "s", seconds("associative")),
