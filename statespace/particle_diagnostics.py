@@ -1,4 +1,4 @@
-"""Whether to trust a particle run: effective sizes, lineages, variance of the likelihood, tails of weights."""
+"""Whether to trust a particle run: effective sizes, lineages, the variance of log Z, tails of weights."""
 
 from __future__ import annotations
 

@@ -208,13 +208,17 @@ REFUSED = {
     ),
     # a method that does not fit the model
     "a plain function as transition": (
-        lambda: ss.smooth(model(transition=lambda x, step: dist.Normal(x, 1).to_event(1)), Y),
+        lambda: ss.smooth(
+            model(transition=lambda x, step: dist.Normal(x, 1).to_event(1)), Y, method=ss.Kalman()
+        ),
         TypeError,
         r"Kalman does not fit.*`transition` is a function.*AffineGaussian or LinearDiffusion",
     ),
     "a plain function as observation": (
         lambda: ss.smooth(
-            model(observation=lambda x, step: dist.Poisson(jnp.exp(x[:1])).to_event(1)), Y
+            model(observation=lambda x, step: dist.Poisson(jnp.exp(x[:1])).to_event(1)),
+            Y,
+            method=ss.Kalman(),
         ),
         TypeError,
         r"Kalman does not fit.*`observation` is a function.*AffineGaussian",
@@ -227,7 +231,9 @@ REFUSED = {
         r"Kalman does not fit.*`observation` is a LinearDiffusion",
     ),
     "an initial law that is not normal": (
-        lambda: ss.smooth(model(initial=dist.Gamma(jnp.ones(2)).to_event(1)), Y),
+        lambda: ss.smooth(
+            model(initial=dist.Gamma(jnp.ones(2)).to_event(1)), Y, method=ss.Kalman()
+        ),
         TypeError,
         r"Kalman does not fit.*`initial`",
     ),

@@ -512,6 +512,54 @@ def test_the_same_key_gives_the_same_result(key):
         ss.simulate(discrete(), 5)
 
 
+def volatility():
+    """Neither linear nor finite."""
+    return ss.Model(
+        lambda step: dist.Normal(jnp.zeros(1), 0.6).to_event(1),
+        lambda x, step: dist.Normal(0.9 * x, 0.3).to_event(1),
+        lambda x, step: dist.Normal(0.0, jnp.exp(x / 2)).to_event(1),
+    )
+
+
+RETURNS = np.array([0.3, -1.2, np.nan, 2.0])
+
+
+def test_a_random_method_asks_for_a_key_which_a_panel_splits(key):
+    with pytest.raises(ValueError, match="give `key=`"):
+        ss.log_likelihood(volatility(), RETURNS)
+    method = ss.ParticleFilter(20)
+    whole = ss.log_likelihood(volatility(), [RETURNS, RETURNS], method=method, key=key)
+    each = [
+        ss.log_likelihood(volatility(), RETURNS, method=method, key=k)
+        for k in jax.random.split(key)
+    ]
+    assert each[0] != each[1]
+    np.testing.assert_allclose(whole, sum(each))
+
+
+def test_particles_have_axes_of_moment_and_particle(key):
+    method = ss.ParticleFilter(20, threshold=0.0)
+    posterior = ss.filter(volatility(), RETURNS, method=method, key=key)
+    assert posterior.particles.shape == (4, 20, 1)
+    np.testing.assert_allclose(np.exp(posterior.log_weights).sum(axis=1), 1)
+    np.testing.assert_allclose(posterior.log_weights[2], posterior.log_weights[1], atol=1e-12)
+
+
+def test_a_log_likelihood_by_particles_is_the_log_of_an_unbiased_estimate():
+    model = ss.Model(
+        ss.Gaussian([0.0], [1.0]),
+        ss.AffineGaussian([[0.9]], scale=[0.5]),
+        ss.AffineGaussian([[1.0]], scale=[0.5]),
+    )
+    exact, method = ss.log_likelihood(model, RETURNS), ss.ParticleFilter(20)
+    one = lambda k: ss.log_likelihood(model, RETURNS, method=method, key=k)
+    found = np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(0), 2000)))
+    ratio, low = np.exp(found - exact), exact - found.mean()
+    # five standard errors, and for the half variance what a skewed law leaves of it
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / np.sqrt(2000)
+    assert 0.5 < low / (found.var() / 2) < 2
+
+
 def test_results_have_the_precision_of_the_data(x64_off):
     before = jax.config.jax_enable_x64
     model = discrete()
