@@ -17,6 +17,7 @@ from statespace.chains.particle.types import (
     Random,
     Run,
 )
+from statespace.chains.particle.variance import eves, filter_variance, relative_variance
 
 __all__ = [
     "SCHEMES",
@@ -31,9 +32,12 @@ __all__ = [
     "Soft",
     "StopGradient",
     "Transport",
+    "eves",
+    "filter_variance",
     "fisher",
     "history",
     "keys",
+    "relative_variance",
     "resampling_named",
     "run",
     "take",
