@@ -26,9 +26,18 @@ class SampledForecast(eqx.Module):
     """The law of observations to come, from which paths can be drawn."""
 
     if TYPE_CHECKING:  # subclasses have these as fields, in an order of their own
-        mean: Float[Array, "h m"]
-        times: Float[Array, " h"]
-        labels: Labels | None
+
+        @property
+        def mean(self) -> Float[Array, "h m"]:
+            """``E[y_t | data]``."""
+
+        @property
+        def times(self) -> Float[Array, " h"]:
+            """The moments."""
+
+        @property
+        def labels(self) -> Labels | None:
+            """Names of the moments and channels."""
 
     @abstractmethod
     def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
@@ -48,7 +57,8 @@ class SampledForecast(eqx.Module):
 
     def at(self, times: Array, labels: Labels | None) -> Self:
         """The same with its moments and their names."""
-        return dataclasses.replace(self, times=times, labels=labels)
+        changed: dict[str, Any] = {"times": times, "labels": labels}
+        return dataclasses.replace(self, **changed)
 
     def quantile(self, q: Any, key: PRNGKeyArray | None = None) -> Float[Array, "*Q h m"]:
         """Quantiles of each channel at each moment, from 4,000 paths.

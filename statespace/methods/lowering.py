@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from statespace.model import Step
 from statespace.series import Series
+
+Rows = TypeVar("Rows")
 
 
 def steps_of(series: Series) -> tuple[Step, Step]:
@@ -26,8 +28,8 @@ def steps_of(series: Series) -> tuple[Step, Step]:
     return steps, varies
 
 
-def at(steps: Step, index: Any) -> Step:
-    """One of stacked steps."""
+def at(steps: Rows, index: Any) -> Rows:
+    """One of stacked steps, or of other rows."""
     return jax.tree.map(lambda x: x[index], steps)
 
 

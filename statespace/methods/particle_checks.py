@@ -229,7 +229,7 @@ def _tried(model: Any, series: Series, proposal: Given) -> Any:
     law = proposal.law(clouds, row)
     if not law.has_density:
         raise TypeError(f"the proposal {proposal.name} gives distributions without `log_prob`.")
-    pair = row._replace(step=(row.step, row.y))  # type: ignore[arg-type]
+    pair = row._replace(step=(row.step, row.y))
     single = lambda x: proposal.function(x, row.step, row.y).sample(three)
     drawn = jax.eval_shape(single, clouds.initial.like)
     shapes = [str(jax.tree.map(lambda x: x.shape, x)) for x in (clouds.initial.like, drawn)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -97,7 +99,7 @@ def apply(matrix: Float[Array, "..."], x: Float[Array, "N n"]) -> Float[Array, "
     if max(matrix.shape) > UNROLLED:
         return x @ matrix.T
     # written out, so that it is one loop with what is done to the particles before and after
-    return sum(x[:, j, None] * matrix[:, j] for j in range(matrix.shape[1]))
+    return reduce(operator.add, (x[:, j, None] * matrix[:, j] for j in range(matrix.shape[1])))
 
 
 def normal_log_prob(

@@ -115,8 +115,8 @@ def on_clouds(model: Any, series: Series, steps: Step | None = None) -> tuple[Bo
     observation: Any
 
     if isinstance(model.transition, FiniteTransition):
-        law = lambda step: jumps(model.transition.matrix(step), dtype)
-        constant, varying = over_time(law, steps, varies)
+        matrix = lambda step: jumps(model.transition.matrix(step), dtype)
+        constant, varying = over_time(matrix, steps, varies)
         transition, moments = FiniteLaw(constant), moments._replace(transition=varying)
     elif hasattr(model.transition, "at"):
         law = lambda step: affine(model.transition, step, dtype)

@@ -248,7 +248,7 @@ class _Given(eqx.Module):
         return jnp.where(jnp.all(jnp.isnan(moment.y)), 0, ratio)
 
     def _paired(self, moment: Moment) -> Moment:
-        return moment._replace(step=(moment.step, moment.y))  # type: ignore[arg-type]
+        return moment._replace(step=(moment.step, moment.y))
 
     def _first(self, moment: Moment) -> InitialLaw:
         assert self.initial is not None
