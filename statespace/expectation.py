@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from statespace.conditionals.affine import Gaussian
+from statespace.conditionals.finite import FiniteTransition
 from statespace.functionals import Additive
 from statespace.methods.choice import method_for, with_key
 from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.functional_lowering import over_path
 from statespace.methods.kalman import Kalman
-from statespace.methods.lowering import steps_of
+from statespace.methods.lowering import at, steps_of
 from statespace.methods.potentials import with_history
 from statespace.model import check_key
 from statespace.series import Panel, Series, as_data
@@ -92,6 +94,7 @@ def expect(
         )
     data = as_data(data)
     method.check(model, data)
+    _check_arrays(functional, model, data.series[0] if isinstance(data, Panel) else data)
     recordings = data.drop_labels().series if isinstance(data, Panel) else [data.drop_labels()]
     if isinstance(method, ForwardBackward):
         return _sum([_finite(model, s, functional, method) for s in recordings])
@@ -110,6 +113,32 @@ def expect(
     keys = jax.random.split(method.key, len(recordings))
     pairs = zip(recordings, keys, strict=True)
     return _sum([_estimate(model, s, functional, method.with_key(k)) for s, k in pairs])
+
+
+def _check_arrays(functional: Additive, model: Any, series: Series) -> None:
+    """Refuse a functional whose parts cannot be added.
+
+    Raises:
+        ValueError: if ``first`` and ``later`` do not give the same arrays.
+    """
+    if functional.first is None:
+        return
+    step = at(with_history(model.observation, series, steps_of(series)[0]), 0)
+    state: Any = jnp.zeros((), int)
+    if isinstance(model.initial, Gaussian):
+        state = model.initial.mean
+    elif not isinstance(model.transition, FiniteTransition):
+        law = model.initial if hasattr(model.initial, "sample") else model.initial(step)
+        state = jax.eval_shape(law.sample, jax.random.key(0))
+    y = series.channels[0]
+    first = eqx.filter_eval_shape(functional.first, state, step, y)
+    later = eqx.filter_eval_shape(functional.later, state, state, step, y)
+    shapes = lambda out: jax.tree.map(jnp.shape, out)
+    if shapes(first) != shapes(later):
+        raise ValueError(
+            "`first` and `later` of the functional must give the same arrays, but give those of shapes "
+            f"{shapes(first)} and {shapes(later)}."
+        )
 
 
 @eqx.filter_jit

@@ -163,26 +163,36 @@ def test_online_paris_is_paris(kalman, products, key):
     assert isinstance(plain, ss.ParticleOnline)
 
 
-def test_expectations_of_finite_states_are_exact(key):
-    """The probabilities of pairs, by the posterior; PaRIS on the same model within its error."""
-    model = ss.HMM(
+def finite():
+    return ss.HMM(
         jnp.array([0.4, 0.6]),
         jnp.array([[0.8, 0.2], [0.3, 0.7]]),
         ss.emissions.Gaussian(jnp.array([[-1.0], [1.0]]), jnp.array([[1.0], [1.5]])),
     )
-    pair = ss.Additive(
-        lambda previous, state, step, y: ((previous == 0) & (state == 1)) * (1.0 + step.index),
-        lambda state, step, y: state == 1,
-    )
-    exact = ss.expect(model, series(), pair)
-    posterior = ss.smooth(model, series())
+
+
+PAIR = ss.Additive(
+    lambda previous, state, step, y: ((previous == 0) & (state == 1)) * (1.0 + step.index),
+    lambda state, step, y: (state == 1) * 1.0,
+)
+
+
+def test_expectations_of_finite_states_are_exact():
+    """By the probabilities of pairs."""
+    exact = ss.expect(finite(), series(), PAIR)
+    posterior = ss.smooth(finite(), series())
     weights = 1.0 + jnp.arange(1, 10)
     expected = jnp.sum(weights * posterior.pairs[:, 0, 1]) + posterior.probs[0, 1]
     np.testing.assert_allclose(exact.value, expected, rtol=1e-12)
     assert exact.standard_error == 0
+
+
+@pytest.mark.slow
+def test_paris_of_finite_states(key):
+    exact = ss.expect(finite(), series(), PAIR).value
     method = ss.PaRIS(particles=200, backward="rejection")
-    run = lambda key: method.with_key(key).expect(model, series(), pair).value
-    agrees(replicates(run, key, 40), exact.value, bias=0.1)
+    run = lambda key: method.with_key(key).expect(finite(), series(), PAIR).value
+    agrees(replicates(run, key, 40), exact, bias=0.1)
 
 
 @pytest.mark.slow
@@ -204,11 +214,7 @@ def test_the_score_is_the_gradient_of_the_likelihood(key):
 
 
 def test_score_of_finite_states_is_exact():
-    model = ss.HMM(
-        jnp.array([0.4, 0.6]),
-        jnp.array([[0.8, 0.2], [0.3, 0.7]]),
-        ss.emissions.Gaussian(jnp.array([[-1.0], [1.0]]), jnp.array([[1.0], [1.5]])),
-    )
+    model = finite()
     free = ss.unconstrain(model)
     exact = jax.grad(lambda free: ss.log_likelihood(ss.constrain(model, free), series()))(free)
     found = ss.expect(model, series(), ss.functionals.score(model)).value
@@ -311,6 +317,9 @@ def test_what_is_refused(key):
         TypeError, match=r"FixedLag gives no expectations of functionals: use PaRIS"
     ):
         ss.expect(linear(), series(), LAG_ONE, method=ss.FixedLag(), key=key)
+    apart = ss.Additive(lambda previous, state, step, y: state, lambda state, step, y: 0.0)
+    with pytest.raises(ValueError, match=r"`first` and `later`.* the same arrays.*\(\) and \(1,\)"):
+        ss.expect(linear(), series(), apart, key=key)
     with pytest.raises(ValueError, match=r"PaRIS draws at random: give `key="):
         ss.expect(linear(), series(), LAG_ONE, method=ss.PaRIS())
     with pytest.raises(ValueError, match=r"`draws` must be positive, got 0"):

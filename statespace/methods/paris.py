@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from statespace.chains import particle
 from statespace.chains.particle.paris import Genealogy, estimate, paris, recorder, smoothing_weights
@@ -75,6 +76,12 @@ class PaRIS(BackwardMethod):
             raise TypeError(
                 f"`functional` of {name} must be an Additive, got {type(self.functional).__name__}."
             )
+
+    def with_key(self, key: PRNGKeyArray) -> Self:
+        """The same method with this source of randomness, not warned of again."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateStatisticsWarning)
+            return super().with_key(key)
 
     def expect(self, model: Any, series: Series, functional: Additive) -> Expectation:
         """The expectation of an additive functional, in memory that does not grow with the recording."""
