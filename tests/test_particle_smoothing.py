@@ -66,7 +66,7 @@ SMOOTHERS = [
     pytest.param(ss.BackwardSampling(150, backward="metropolis", paths=100), marks=SLOW),
     ss.PaRIS(particles=150),
     ss.FixedLag(particles=300, lag=9),
-    ss.TwoFilter(particles=100),
+    pytest.param(ss.TwoFilter(particles=100), marks=SLOW),
     pytest.param(ss.ParticleGibbs(15, sweeps=40, burn_in=5, chains=2), marks=SLOW),
     pytest.param(ss.ParisianParticleGibbs(15, sweeps=40, burn_in=5, chains=2), marks=SLOW),
 ]
