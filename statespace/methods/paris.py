@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ class PaRIS(BackwardMethod):
                 f"`functional` of {name} must be an Additive, got {type(self.functional).__name__}."
             )
 
-    def with_key(self, key: PRNGKeyArray) -> Self:
+    def with_key(self, key: PRNGKeyArray) -> PaRIS:
         """The same method with this source of randomness, not warned of again."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateStatisticsWarning)
