@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from statespace.chains import particle
-from statespace.chains.particle.backward import Backward, kernel_named
+from statespace.chains.particle.backward import Backward, check_kernel, kernel_named
 from statespace.chains.particle.parisian import Trajectories, backward_paths
 from statespace.functionals import Additive
 from statespace.methods.particle_filter import ParticleMethod, posterior_of
@@ -29,7 +29,7 @@ class BackwardMethod(ParticleMethod):
     backward: Any = eqx.field(static=True, default="auto")
 
     def __check_init__(self) -> None:
-        kernel_named(self.backward, _NOTHING, self.particles)
+        check_kernel(self.backward)
 
     def lower_with_density(self, model: Any, series: Series) -> tuple[particle.Chain, Backward]:
         """The chain, whose transition has a density, and the backward kernel."""
@@ -131,6 +131,3 @@ class BackwardSampling(BackwardMethod):
         from statespace.expectation import Expectation
 
         return Expectation(self.posterior(model, series, "smoothed").expectation(functional))
-
-
-_NOTHING = particle.Chain(None, None, None, None, None)

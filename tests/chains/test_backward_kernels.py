@@ -27,7 +27,12 @@ def log_bound(previous, moment):
     return -jnp.log(0.6 + 0.3 * previous**2)
 
 
-CHAIN = Chain(None, None, None, None, None, transition=log_density, bound=log_bound)
+def unused(*args):
+    raise AssertionError
+
+
+UNUSED = None, unused, unused, unused, unused
+CHAIN = Chain(*UNUSED, transition=log_density, bound=log_bound)
 DENSITY = np.exp(np.asarray(log_density(PREVIOUS, STATE, None)))
 LAW = WEIGHTS * DENSITY / np.sum(WEIGHTS * DENSITY)
 
@@ -148,11 +153,7 @@ def test_the_ends_of_the_unit_interval_find_no_particle_of_weight_zero(u):
 )
 def test_a_state_that_no_particle_can_have_led_to_keeps_its_ancestor(kernel, key):
     impossible = Chain(
-        None,
-        None,
-        None,
-        None,
-        None,
+        *UNUSED,
         transition=lambda previous, state, moment: jnp.full(previous.shape, -jnp.inf),
         bound=lambda previous, moment: jnp.zeros(previous.shape),
     )
@@ -163,17 +164,17 @@ def test_a_state_that_no_particle_can_have_led_to_keeps_its_ancestor(kernel, key
 
 
 def test_what_a_kernel_needs_of_a_chain(key):
-    without = Chain(None, None, None, None, None)
+    without = Chain(*UNUSED)
     at = (None, cloud(), jnp.zeros(1), jnp.zeros(1, jnp.int32))
     with pytest.raises(ValueError, match=r"`transition` of the chain, which has no density"):
         Exact()(key, without, *at)
-    unbounded = Chain(None, None, None, None, None, transition=log_density)
+    unbounded = Chain(*UNUSED, transition=log_density)
     with pytest.raises(ValueError, match=r"need `bound` of the chain.*Metropolis and Exact do not"):
         Rejection()(key, unbounded, *at)
 
 
 def test_kernels_by_name():
-    unbounded = Chain(None, None, None, None, None, transition=log_density)
+    unbounded = Chain(*UNUSED, transition=log_density)
     named = backward.kernel_named
     assert isinstance(named("auto", unbounded, 1000), Metropolis)
     assert isinstance(named("auto", CHAIN, 1000), Rejection)

@@ -192,22 +192,34 @@ def kernel_named(kernel: str | Backward, chain: Chain, particles: int) -> Backwa
         ValueError: if there is no kernel of this name.
         TypeError: if it is neither a name nor a kernel.
     """
+    check_kernel(kernel)
     if isinstance(kernel, Backward):
         return kernel
+    if kernel != "auto":
+        return KERNELS[kernel]()
+    if particles <= SMALL:
+        return Exact()
+    return Metropolis() if chain.bound is None else Rejection()
+
+
+def check_kernel(kernel: Any) -> None:
+    """Refuse what is neither a kernel nor the name of one.
+
+    Raises:
+        ValueError: if there is no kernel of this name.
+        TypeError: if it is neither a name nor a kernel.
+    """
+    if isinstance(kernel, Backward):
+        return
     if not isinstance(kernel, str):
         raise TypeError(
             f"a backward kernel must be a name ({', '.join(KERNELS)}, auto) or one of "
             f"statespace.chains.particle.backward, got {kernel!r}."
         )
-    if kernel == "auto":
-        if particles <= SMALL:
-            return Exact()
-        return Metropolis() if chain.bound is None else Rejection()
-    if kernel not in KERNELS:
+    if kernel != "auto" and kernel not in KERNELS:
         raise ValueError(
             f"there is no backward kernel {kernel!r}; there are {', '.join(KERNELS)}, auto."
         )
-    return KERNELS[kernel]()
 
 
 def inverse(weights: Float[Array, " N"]) -> Callable[[Array], Int[Array, "*batch"]]:
