@@ -81,13 +81,17 @@ def _missing_in_part(data: Series | Panel) -> bool:
 def _first_state(model: Any, data: Series | Panel, step: Step) -> Any:
     """Shape and type of a state."""
     dtype = dtype_of(data, eqx.filter(model, eqx.is_array))
-    law = initial_law(model, step)
+    law = eqx.filter_eval_shape(
+        initial_law, model, step
+    )  # traced: evaluated, it compiles by the dozen
     if not hasattr(law, "sample"):
         raise TypeError(
             f"`initial` of the model gives a {type(law).__name__}, which cannot be drawn from: give a "
             "NumPyro distribution."
         )
-    return InitialLaw(law, dtype).like
+    draw = lambda model: InitialLaw(initial_law(model, step), dtype).draw(jax.random.key(0), 1)
+    drawn = eqx.filter_eval_shape(draw, model)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), drawn)
 
 
 def _check_transition(model: Any, state: Any, step: Step) -> None:

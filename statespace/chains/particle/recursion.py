@@ -127,8 +127,8 @@ class Kernel:
         particles = _with_kept(particles, kept)
         increments = self.chain.weigh_start(particles, moment)
         uniform = jnp.full_like(increments, -math.log(self.count))
-        log_weights, pointwise, impossible = _weigh(uniform, increments)
-        return Cloud(particles, log_weights), (pointwise, _ess(log_weights), impossible)
+        log_weights, report = _weigh(uniform, increments, normalised=True)
+        return Cloud(particles, log_weights), report
 
     def later(
         self, before: Cloud, random: Random, moment: Any, kept: Any
@@ -138,9 +138,10 @@ class Kernel:
         particles = self.chain.propose(random.propose, previous, moment)
         particles = _with_kept(particles, kept)
         increments = self.chain.weigh(previous, particles, moment)
-        log_weights, pointwise, impossible = _weigh(log_weights, increments)
-        report = pointwise, _ess(log_weights), resampled, impossible
-        return Cloud(particles, log_weights), ancestors, report
+        plain = self.chain.look_ahead is None and self.gradient is None
+        log_weights, report = _weigh(log_weights, increments, normalised=plain)
+        pointwise, ess, impossible = report
+        return Cloud(particles, log_weights), ancestors, (pointwise, ess, resampled, impossible)
 
     def _select(
         self, before: Cloud, random: Random, moment: Any, kept: Any
@@ -214,14 +215,21 @@ def _with_kept(particles: Particles, kept: Any) -> Particles:
 
 
 def _weigh(
-    log_weights: Float[Array, " N"], increments: Float[Array, " N"]
-) -> tuple[Float[Array, " N"], Float[Array, ""], Bool[Array, ""]]:
-    """New normalised log weights, the log of the sum of the products, and whether it was impossible."""
+    log_weights: Float[Array, " N"], increments: Float[Array, " N"], *, normalised: bool
+) -> tuple[Float[Array, " N"], tuple[Array, Array, Array]]:
+    """New normalised log weights; the log of the sum of the products, ESS, and whether it was impossible."""
     joint = log_weights + increments
-    total = jax.nn.logsumexp(joint)
-    impossible = jnp.isneginf(total)
-    fallback = log_weights - jax.nn.logsumexp(log_weights)
-    return jnp.where(impossible, fallback, joint - total), total, impossible
+    peak = jnp.max(joint)
+    # stopped, as in logsumexp: the value does not depend on it
+    shift = jax.lax.stop_gradient(jnp.where(jnp.isneginf(peak), 0, peak))
+    linear = jnp.exp(joint - shift)
+    total = jnp.sum(linear)
+    impossible = jnp.isneginf(peak)
+    pointwise = shift + jnp.log(jnp.where(impossible, 1, total))
+    fallback = log_weights if normalised else log_weights - jax.nn.logsumexp(log_weights)
+    after = jnp.where(impossible, fallback, joint - pointwise)
+    ess = jnp.where(impossible, _ess(fallback), total**2 / jnp.sum(linear**2))
+    return after, (jnp.where(impossible, -jnp.inf, pointwise), ess, impossible)
 
 
 def _normalised(log_weights: Float[Array, " N"], otherwise: Float[Array, " N"]) -> Array:
