@@ -41,8 +41,9 @@ class ParticleMarginalMetropolis(eqx.Module):
 
     The correlated version (``correlation=0.99``) proposes new random numbers of the filter that are near the
     old ones, so that the noise of the ratio of estimates is much smaller than that of each: on long
-    recordings it does with far fewer particles, where the state has few coordinates. It needs an initial law
-    and a transition with an inverse distribution function.
+    recordings it does with far fewer particles, where the state has few coordinates. The noise itself then
+    moves slowly: the higher the correlation, the longer the chains must be. It needs an initial law and a
+    transition with an inverse distribution function.
 
     Args:
         warmup: draws for adaptation, which are discarded.
