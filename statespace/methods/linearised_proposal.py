@@ -28,6 +28,9 @@ from statespace.methods.particle_laws import (
 )
 
 _LOG_2_PI = float(np.log(2 * np.pi))
+_AT_THE_START = 20
+"""Newton steps for the first state."""
+
 _SHORTER = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.0)
 """Shares of a Newton step that are tried; the best counts."""
 
@@ -161,7 +164,8 @@ class Guide(eqx.Module):
         else:
             mean, factor = jax.vmap(lambda x: _gaussian(law.conditional(x, moment.step)))(previous)
             noise, gain = jax.vmap(_noise)(factor.astype(mean.dtype)), None
-        return mean, noise, self._centre(mean, noise, gain, moment)
+        centre = self._centre(mean, noise, gain, moment, self.proposal.iterations)
+        return mean, noise, centre
 
     def _first(self, first: tuple[Array, Array], moment: Moment) -> tuple[Array, Noise, Centre]:
         dtype = moment.y.dtype
@@ -170,9 +174,13 @@ class Guide(eqx.Module):
         if isinstance(observation, AffineObservation):
             y = None if observation.complete else moment.y
             gain = _gain(noise.factor, observation.at(moment), y)
-        return mean, noise, self._centre(mean, noise, gain, moment)
+        # one point for all particles, which is often far from what is observed
+        steps = max(_AT_THE_START, self.proposal.iterations)
+        return mean, noise, self._centre(mean, noise, gain, moment, steps)
 
-    def _centre(self, mean: Array, noise: Noise, gain: Gain | None, moment: Moment) -> Centre:
+    def _centre(
+        self, mean: Array, noise: Noise, gain: Gain | None, moment: Moment, iterations: int
+    ) -> Centre:
         observation = self.clouds.observation
         if gain is not None:
             law = observation.at(moment)
@@ -184,7 +192,7 @@ class Guide(eqx.Module):
             lambda e: density(m + factor @ e, moment),
             factor.shape[-1],
             m.dtype,
-            self.proposal.iterations,
+            iterations,
         )
         axes = (0, 0 if noise.factor.ndim == 3 else None)
         return jax.vmap(one, in_axes=axes)(mean, noise.factor)
@@ -241,24 +249,37 @@ def _gain(factor: Float[Array, "n k"], law: Affine, y: Float[Array, " m"] | None
 def _expand(density: Callable[[Array], Array], k: int, dtype: Any, iterations: int) -> Centre:
     """The normal law near ``exp(density(e) - e.e / 2)``, by damped Newton steps from 0."""
     target = lambda e: density(e) - 0.5 * jnp.sum(e * e)
-    centre = jnp.zeros(k, dtype)
-    for _ in range(iterations):
+
+    def newton(_: Any, centre: Array) -> Array:
+        precision, axes = _precision(density, centre)
         slope = jax.grad(density)(centre)
-        curvature = -jax.hessian(density)(centre)
-        sound = jnp.all(jnp.isfinite(slope)) & jnp.all(jnp.isfinite(curvature))
-        slope = jnp.where(sound, slope, centre)
-        curvature = jnp.where(sound, curvature, jnp.zeros((k, k), dtype))
-        if k == 1:
-            precision, axes = 1 + jnp.maximum(curvature[0], 0), jnp.ones((1, 1), dtype)
-        else:
-            values, axes = jnp.linalg.eigh(curvature)
-            precision = 1 + jnp.maximum(values, 0)
+        slope = jnp.where(jnp.all(jnp.isfinite(slope)), slope, jnp.zeros_like(slope))
         step = axes @ ((axes.T @ (slope - centre)) / precision)
         tried = centre + jnp.asarray(_SHORTER, dtype)[:, None] * step
         value = jax.vmap(target)(tried)
-        centre = tried[jnp.argmax(jnp.where(jnp.isnan(value), -jnp.inf, value))]
+        return tried[jnp.argmax(jnp.where(jnp.isnan(value), -jnp.inf, value))]
+
+    centre = jnp.zeros(k, dtype)
+    centre = (
+        newton(0, centre) if iterations == 1 else jax.lax.fori_loop(0, iterations, newton, centre)
+    )
+    # the curvature far from the centre can be much larger, and weights would then have no variance
+    precision, axes = _precision(density, centre)
     root = jnp.sqrt(precision)
     return Centre(centre, axes / root, root[:, None] * axes.T, -jnp.sum(jnp.log(root)))
+
+
+def _precision(
+    density: Callable[[Array], Array], at: Float[Array, " k"]
+) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
+    """Eigenvalues and eigenvectors of ``I - density''``, of which what is below I counts as I."""
+    k = len(at)
+    curvature = -jax.hessian(density)(at)
+    curvature = jnp.where(jnp.all(jnp.isfinite(curvature)), curvature, jnp.zeros_like(curvature))
+    if k == 1:
+        return 1 + jnp.maximum(curvature[0], 0), jnp.ones_like(curvature)
+    values, axes = jnp.linalg.eigh(curvature)
+    return 1 + jnp.maximum(values, 0), axes
 
 
 def _density(observation: Any) -> Callable[[Array, Moment], Array]:

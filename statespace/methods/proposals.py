@@ -60,8 +60,9 @@ class Bootstrap(Proposal):
 class Linearised(Proposal):
     """Towards the observation: the transition times a Gaussian approximation of ``p(y | x)``.
 
-    ``log p(y | x)`` is expanded to second order round the predicted state of each particle; its curvature is
-    made positive semi-definite, and steps are shortened where they would lose density. Where the model is
+    ``log p(y | x)`` is expanded to second order round the predicted state of each particle, which gives the
+    centre of the proposal; the curvature there, made positive semi-definite, gives its width. Steps are
+    shortened where they would lose density. Where the model is
     linear and Gaussian this is the optimal proposal, ``p(x' | x, y)``. Needs a transition whose distributions
     are normal; its noise may be singular.
 

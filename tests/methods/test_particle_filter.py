@@ -161,3 +161,25 @@ def test_precision_follows_the_data(proposal):
     assert posterior.log_likelihood.dtype == jnp.float32
     exact = ss.log_likelihood(models.linear, models.y)
     assert abs(posterior.log_likelihood - exact) < 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "exact"), [(1.0, -3080.53885), (0.33, -3099.31616)])
+def test_likelihood_of_spike_counts(first, exact):
+    """3,000 counts of a neuron: the exact log likelihood, by quadrature, within five standard errors."""
+    try:
+        counts = ss.datasets.load("thalamus")
+    except OSError:
+        pytest.skip("the data cannot be had here")
+    model = ss.Model(
+        ss.Gaussian([0.0], [first]),
+        ss.AffineGaussian([[0.9981]], scale=[0.33]),
+        lambda x, step: dist.BinomialLogits(x[0], total_count=50),
+    )
+    method = ss.ParticleFilter(400, "linearised")
+    series = ss.Series(np.asarray(counts, float))
+    one = lambda key: ss.log_likelihood(model, series, method=method, key=key)
+    found = np.asarray(jax.vmap(one)(models.keys[:16]))
+    ratio = np.exp(found - exact)
+    assert found.std() < 1
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / 4
