@@ -185,7 +185,7 @@ KERNELS = {"exact": Exact, "rejection": Rejection, "metropolis": Metropolis}
 """The kernels by name."""
 
 
-def kernel_named(kernel: str | Backward, chain: Chain, particles: int) -> Backward:
+def kernel_named(kernel: Any, chain: Chain, particles: int) -> Backward:
     """A kernel by its name; "auto": sums for few particles, else rejection where a bound is known.
 
     Raises:

@@ -143,7 +143,7 @@ def smoothing_weights(genealogy: Genealogy) -> Float[Array, "T N"]:
     return jnp.concatenate([earlier, last[None]])
 
 
-def pair_weights(genealogy: Genealogy) -> Float[Array, "T-1 N draws"]:
+def pair_weights(genealogy: Genealogy) -> Float[Array, "pairs N draws"]:
     """The weight of each pair ``(numbers[t, i, j], i)`` of moments t - 1 and t given all observations."""
     weights, draws = smoothing_weights(genealogy), genealogy.numbers.shape[2]
     return jnp.broadcast_to(weights[1:, :, None] / draws, genealogy.numbers[1:].shape)
