@@ -115,7 +115,7 @@ def test_paris_is_ffbsm_given_the_cloud_and_unbiased():
     def one(states, ancestors, numbers, observer):
         random = particle.Random(states, ancestors, numbers[:, None].astype(float))
         return particle.run(
-            chain, random, 2, resample=enumeration.Given(), threshold=1, observer=observer
+            chain, random, 2, resample=enumeration.Given(), threshold=1.0, observer=observer
         )
 
     @jax.jit
