@@ -259,7 +259,8 @@ def _expand(density: Callable[[Array], Array], k: int, dtype: Any, iterations: i
         value = jax.vmap(target)(tried)
         return tried[jnp.argmax(jnp.where(jnp.isnan(value), -jnp.inf, value))]
 
-    centre = jnp.zeros(k, dtype)
+    # not at 0 itself, where automatic derivatives of max(x, 0), as of binomial logits, are wrong
+    centre = jnp.full(k, 1e-3, dtype)
     centre = (
         newton(0, centre) if iterations == 1 else jax.lax.fori_loop(0, iterations, newton, centre)
     )
