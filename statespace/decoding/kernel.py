@@ -60,7 +60,7 @@ class NadarayaWatson(Regressor):
     def fit(self, y: Float[Array, "N m"], responses: Float[Array, "N ..."]) -> NadarayaWatson:
         """Keep the examples, and choose the bandwidth if none was given."""
         y, responses = checked_pairs(y, responses, "NadarayaWatson")
-        bandwidth = self.bandwidth
+        bandwidth: Any = self.bandwidth
         if bandwidth is None:
             bandwidth = self._best_bandwidth(y, responses)
         average = jnp.mean(responses, axis=0)
