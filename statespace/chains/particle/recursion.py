@@ -152,7 +152,9 @@ class Kernel:
             ahead = ahead + self.chain.look_ahead(before.particles, moment)
             ahead = _normalised(ahead, before.log_weights)
         if self.threshold >= 1:
-            needed = jnp.ones((), bool)
+            # True, but not to the compiler: across a branch it does not fuse, and so does not draw the same
+            # noise several times over for several uses of a particle.
+            needed = jnp.max(ahead) < jnp.inf
         elif self.threshold <= 0:
             needed = jnp.zeros((), bool)
         else:
@@ -183,9 +185,7 @@ class Kernel:
             swapped = same.at[new].set(0).at[0].set(new)  # the path and its new ancestor
             return *take(tuple(before), swapped), swapped
 
-        if self.threshold >= 1:
-            selection = draw()
-        elif self.threshold <= 0:
+        if self.threshold <= 0:
             selection = keep()
         else:
             selection = jax.lax.cond(needed, draw, keep)
