@@ -27,8 +27,8 @@ class ThetaLogistic(eqx.Module):
 
     ``x_t = x_{t-1} + growth dt (1 - (e^{x_{t-1}} / capacity)^theta) + scale sqrt(dt) e_t``, x the log
     abundance. Gilpin & Ayala (1973); Wang (2007); Polansky, de Valpine, Lloyd-Smith & Getz (2009). With
-    ``theta = 1`` it is the Ricker model. The observation is the log abundance with normal noise, or, without ``noise_scale``,
-    a Poisson count whose mean is the abundance. State: shape ``(1,)``.
+    ``theta = 1`` it is the Ricker model. The observation is the log abundance with normal noise, or, without
+    ``noise_scale``, a Poisson count whose mean is the abundance. State: shape ``(1,)``.
 
     Args:
         growth: rate at which a small population grows, 1 / time, positive.
