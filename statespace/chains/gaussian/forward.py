@@ -102,9 +102,7 @@ def forward(chain: Chain, form: Form, parallel: bool) -> Forward:
     return Forward(gains, means, constant, gram)
 
 
-def site_gram(
-    mean: Array, innovation: Array, precision: Array, shift: Array, gain: Array
-) -> Array:
+def site_gram(mean: Array, innovation: Array, precision: Array, shift: Array, gain: Array) -> Array:
     """``log int N(x; m, P) exp(-x' L x / 2 + s' x) dx`` is ``-log|I + P L| / 2 - z' gram z / 2``."""
     linear = jnp.zeros((mean.shape[1],) * 2, mean.dtype).at[0].set(shift @ mean)
     return (

@@ -69,8 +69,7 @@ def backward_paths(
         number, states = later
         random, cloud, ancestors, moment = at
         found = kernel(random, chain, moment, cloud, states, ancestors[number])[:, 0]
-        found = (found, take(cloud.particles, found))
-        return found, later
+        return (found, take(cloud.particles, found)), later
 
     earlier = jax.tree.map(lambda x: x[:-1], kept.clouds)
     at = each, earlier, kept.ancestors[1:], jax.tree.map(lambda x: x[1:], chain.moments)
