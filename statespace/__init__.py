@@ -48,6 +48,7 @@ from statespace.learners.rate_priors import HierarchicalGamma
 from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.learners.score_ascent import ScoreAscent, ScoreClimbing
 from statespace.learners.smc2 import SMC2
+from statespace.localisation import Localisation
 from statespace.methods import proposals
 from statespace.methods.backward_sampling import BackwardSampling
 from statespace.methods.discriminative_kalman import (
@@ -55,11 +56,13 @@ from statespace.methods.discriminative_kalman import (
     DiscriminativeOnline,
     DiscriminativePosterior,
 )
+from statespace.methods.ensemble_kalman import EnsembleKalman
 from statespace.methods.fixed_lag import FixedLag
 from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.iterated import IteratedSmoother
 from statespace.methods.kalman import Kalman
 from statespace.methods.linearised import ExtendedKalman, SigmaPointKalman
+from statespace.methods.online_ensemble import EnsembleOnline, EnsembleOnlineState
 from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
 from statespace.methods.online_paris import ParisOnline, ParisOnlineState
@@ -83,6 +86,7 @@ from statespace.models.hmm import HMM
 from statespace.models.jump import MarkovJumpProcess
 from statespace.models.jump_paths import JumpPaths
 from statespace.models.linear_gaussian import LinearGaussian
+from statespace.models.lorenz import Lorenz63, Lorenz96
 from statespace.models.nonlinear_growth import NonlinearGrowth
 from statespace.models.populations import LotkaVolterra, ThetaLogistic
 from statespace.models.regression import Regression
@@ -168,6 +172,9 @@ __all__ = [
     "DiscriminativeOnline",
     "DiscriminativePosterior",
     "DynamicFactor",
+    "EnsembleKalman",
+    "EnsembleOnline",
+    "EnsembleOnlineState",
     "Expectation",
     "ExtendedKalman",
     "FactorialHMM",
@@ -198,6 +205,9 @@ __all__ = [
     "LinearGaussian",
     "LocalLevel",
     "LocalLinearTrend",
+    "Localisation",
+    "Lorenz63",
+    "Lorenz96",
     "LotkaVolterra",
     "MarkovJumpProcess",
     "MaximumLikelihood",

@@ -1,0 +1,208 @@
+"""Ensemble Kalman filters and smoothers, for states of many coordinates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from statespace.chains import ensemble as chain
+from statespace.chains.moments import compensated_sum
+from statespace.localisation import Localisation
+from statespace.methods.linearised import check_conditionals, noise_at
+from statespace.methods.lowering import at
+from statespace.methods.particle_lowering import on_clouds
+from statespace.model import Step, state_names
+from statespace.particle_posterior import ParticlePosterior
+from statespace.series import Panel, Series
+
+
+class EnsembleKalman(eqx.Module):
+    """The ensemble Kalman filter and smoother (Evensen 1994; 2009), for states too large for covariances.
+
+    Members move by the model itself, and are corrected with a gain made of their sample covariances. With
+    few members the covariances of far-off coordinates are noise: ``localisation`` takes them out, and
+    ``inflation`` makes up for the spread that is lost. Fits models whose transition can be drawn from and
+    whose observation has a mean and a covariance; it is exact in the limit of many members for linear
+    Gaussian ones only. The log likelihood is that of the ensemble's normal predictions, and is biased.
+
+    Args:
+        members: N.
+        update: "transform" draws nothing at random (ETKF; with localisation the LETKF, which needs
+            observations with independent noises), "stochastic" perturbs the observations.
+        inflation: factor on the members' deviations before each update.
+        localisation: where states and observations are, and how far influence reaches.
+        key: source of randomness; the verbs put theirs here.
+
+    Raises:
+        ValueError: for fewer than two members, an unknown update, or an inflation below 1.
+
+    Example:
+        >>> reach = ss.Localisation(radius=5.0, states=range(40), observations=range(40), period=40.0)
+        >>> method = ss.EnsembleKalman(members=20, inflation=1.03, localisation=reach)
+        >>> ss.filter(ss.Lorenz96(), y, method=method, key=key).mean
+    """
+
+    members: int = eqx.field(static=True, default=100)
+    update: Literal["transform", "stochastic"] = eqx.field(static=True, default="transform")
+    inflation: float = eqx.field(static=True, default=1.0)
+    localisation: Localisation | None = None
+    key: PRNGKeyArray | None = None
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.members, int) or self.members < 2:
+            raise ValueError(f"`members` of EnsembleKalman must be at least 2, got {self.members}.")
+        if self.update not in ("transform", "stochastic"):
+            raise ValueError(
+                '`update` of EnsembleKalman must be "transform" or "stochastic", got '
+                f"{self.update!r}."
+            )
+        if not (math.isfinite(self.inflation) and self.inflation >= 1):
+            raise ValueError(
+                f"`inflation` of EnsembleKalman must be at least 1, got {self.inflation}."
+            )
+
+    def with_key(self, key: PRNGKeyArray) -> Self:
+        """The same method with this source of randomness."""
+        return dataclasses.replace(self, key=key)
+
+    def check(self, model: Any, data: Series | Panel) -> None:
+        """Refuse conditionals without moments, and a localisation that does not fit.
+
+        Raises:
+            TypeError: naming the conditional at fault.
+            ValueError: naming the shapes.
+        """
+        check_conditionals(model, data, "EnsembleKalman")
+        if self.localisation is None:
+            return
+        channels = data.channels.shape[-1]
+        positions = len(self.localisation.observations)
+        if positions != channels:
+            raise ValueError(
+                f"`localisation` of EnsembleKalman has positions of {positions} observations, but the data "
+                f"have {channels} channels."
+            )
+
+    def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
+        """The sum of the log densities of the ensemble's one-step predictions."""
+        return compensated_sum(self.pointwise(model, series))
+
+    def pointwise(self, model: Any, series: Series) -> Float[Array, " T"]:
+        """The log density of each moment under the ensemble's one-step prediction."""
+        return self._run(model, series).pointwise
+
+    def standardised_errors(self, model: Any, series: Series) -> Float[Array, "T m"]:
+        """Errors of the one-step predictions over their standard deviations; NaN where missing."""
+        run = self._run(model, series)
+        return (series.channels - run.predicted) / run.spread
+
+    def posterior(self, model: Any, series: Series, kind: Any) -> ParticlePosterior:
+        """The law of the states, as members of equal weight: "filtered" or "smoothed"."""
+        run = self._run(model, series)
+        members = run.filtered
+        if kind == "smoothed":
+            members = chain.smooth(run.filtered, run.forecast)
+        steps, count = len(series), self.members
+        dtype = run.pointwise.dtype
+        _, moments = on_clouds(model, series)
+        return ParticlePosterior(
+            particles=members,
+            log_weights=jnp.full((steps, count), -math.log(count), dtype),
+            times=series.times,
+            log_likelihood=compensated_sum(run.pointwise),
+            pointwise=run.pointwise,
+            ess=jnp.full(steps, float(count), dtype),
+            resampled=jnp.zeros(steps, bool),
+            impossible=jnp.zeros(steps, bool),
+            y=series.channels,
+            steps=moments.step,
+            kind=kind,
+            paths=kind == "smoothed",
+            state_names=state_names(model),
+        )
+
+    def sample_states(self, model: Any, series: Series, key: PRNGKeyArray, draws: int) -> Array:
+        """Draws among the smoothed members, which are paths."""
+        own, rest = jax.random.split(key)
+        return self.with_key(own).posterior(model, series, "smoothed").sample(rest, draws)
+
+    def forecast(self, model: Any, series: Series, rows: Array) -> Any:
+        """The law of observations at some moments of a recording, of which they are not part."""
+        from statespace.particle_forecast import forecast
+
+        return forecast(model, self.posterior(model, series, "smoothed"), series, rows)
+
+    def online(self, model: Any, dt: float) -> Any:
+        """The filter one observation at a time."""
+        from statespace.methods.online_ensemble import EnsembleOnline
+
+        return EnsembleOnline(model, self, dt)
+
+    def recordings_at_once(self, model: Any, series: Series) -> bool:
+        """Whether a panel is to be run by `vmap`: its factorisations are run in turn on CPUs."""
+        return jax.default_backend() != "cpu"
+
+    def _run(self, model: Any, series: Series) -> _Run:
+        if self.key is None:
+            from statespace.methods.particle_filter import missing_key
+
+            raise ValueError(missing_key(self))
+        clouds, moments = on_clouds(model, series)
+        keys = jax.vmap(lambda t: jax.random.split(jax.random.fold_in(self.key, t)))(
+            jnp.arange(len(series))
+        )
+        first = clouds.start(keys[0, 0], self.members, at(moments, 0))
+
+        def step(before: Array, row: tuple) -> tuple[Array, _Run]:
+            moment, key = row
+            ahead = clouds.propose(key[0], before, moment)
+            return self.corrected(model, ahead, moment, key[1])
+
+        begin, start = self.corrected(model, first, at(moments, 0), keys[0, 1])
+        rest = jax.tree.map(lambda x: x[1:], (moments, keys))
+        _, later = jax.lax.scan(step, begin, rest)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+
+    def corrected(self, model: Any, ahead: Array, moment: Any, key: Array) -> tuple[Array, _Run]:
+        """The ensemble after an observation, and what is kept of the moment."""
+        step: Step = moment.step
+        mask = ~jnp.isnan(moment.y)
+        ahead = chain.inflated(ahead, self.inflation)
+        look = lambda x: noise_at(model.observation, step, x, "covariance", "observation")
+        seen, noises = jax.vmap(look)(ahead)
+        noise = jnp.mean(noises, axis=0)
+        predicted = jnp.mean(seen, axis=0)
+        spread = jnp.sqrt(jnp.var(seen, axis=0, ddof=1) + jnp.diagonal(noise))
+        both = mask[:, None] & mask[None, :]
+        noise = jnp.where(both, noise, jnp.eye(len(mask), dtype=noise.dtype))
+        seen = jnp.where(mask, seen, 0)
+        error = jnp.where(mask, moment.y - predicted, 0)
+        reach = self.localisation
+        if self.update == "transform":
+            taper = None if reach is None else reach.cross.astype(ahead.dtype)
+            after = chain.transform(ahead, seen, noise, error, taper)
+        else:
+            root = jnp.linalg.cholesky(noise)
+            draws = jax.random.normal(key, seen.shape, seen.dtype) @ root.T * mask
+            tapers = None
+            if reach is not None:
+                tapers = (reach.cross.astype(ahead.dtype), reach.own.astype(ahead.dtype))
+            after = chain.stochastic(ahead, seen, noise, error, draws, tapers)
+        density = chain.log_density(seen, noise, error, mask)
+        return after, _Run(after, ahead, predicted, spread, density)
+
+
+class _Run(NamedTuple):
+    """What a run leaves at each moment."""
+
+    filtered: Float[Array, "T N n"]
+    forecast: Float[Array, "T N n"]
+    predicted: Float[Array, "T m"]
+    spread: Float[Array, "T m"]
+    pointwise: Float[Array, " T"]

@@ -1,0 +1,110 @@
+"""The ensemble Kalman filter one observation at a time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from statespace.methods.ensemble_kalman import EnsembleKalman
+from statespace.methods.lowering import at
+from statespace.methods.online_finite import recent
+from statespace.methods.online_kalman import check_later
+from statespace.methods.particle_laws import InitialLaw
+from statespace.methods.particle_lowering import initial_law, on_clouds
+from statespace.model import Step
+
+
+class EnsembleOnlineState(NamedTuple):
+    """All that the past says of the present.
+
+    Attributes:
+        members: states, shape ``(N, n)``.
+        log_likelihood: of the observations so far, by the ensemble's normal predictions.
+        index: the moment t; -1 before the first.
+        time: its time.
+    """
+
+    members: Float[Array, "N n"]
+    log_likelihood: Float[Array, ""]
+    index: Int[Array, ""]  # type: ignore[assignment]  # not the method of tuples
+    time: Float[Array, ""]
+
+    @property
+    def mean(self) -> Float[Array, " n"]:
+        """``E[x_t | y_{0:t}]``."""
+        return jnp.mean(self.members, axis=0)
+
+    @property
+    def std(self) -> Float[Array, " n"]:
+        """Standard deviation of each coordinate."""
+        return jnp.std(self.members, axis=0, ddof=1)
+
+
+class EnsembleOnline(eqx.Module):
+    """An ensemble filter that is fed one observation at a time: see :func:`statespace.online`.
+
+    What it draws at a moment depends on the key and the number of the moment alone, so that a run can be
+    repeated.
+    """
+
+    model: Any
+    method: EnsembleKalman
+    dt: float = eqx.field(static=True)
+
+    def init(self) -> EnsembleOnlineState:
+        """The state before the first observation: members drawn from the initial law."""
+        leaves = jax.tree.leaves(eqx.filter(self.model, eqx.is_inexact_array))
+        dtype = jnp.result_type(*leaves) if leaves else jnp.result_type(float)
+        step = Step(jnp.asarray(0), jnp.zeros((), dtype), jnp.asarray(self.dt, dtype))
+        law = InitialLaw(initial_law(self.model, step), dtype)
+        key = jax.random.split(jax.random.fold_in(self.method.key, 0))[0]
+        zero = jnp.zeros((), dtype)
+        members = law.draw(key, self.method.members)
+        return EnsembleOnlineState(members, zero, jnp.asarray(-1), zero - self.dt)
+
+    def update(
+        self, state: EnsembleOnlineState, y: Any, inputs: Any = None, time: Any = None
+    ) -> EnsembleOnlineState:
+        """The state after one more observation.
+
+        Args:
+            state: from ``init()`` or the previous ``update``.
+            y: the observation, shape ``(m,)`` or a number; NaN where missing.
+            inputs: shape ``(k,)``, where the model uses inputs.
+            time: when it was made; default: ``dt`` after the previous one.
+
+        Raises:
+            ValueError: if ``time`` is not after the previous observation.
+        """
+        check_later(time, state)
+        dtype = state.members.dtype
+        y = jnp.atleast_1d(jnp.asarray(y, dtype))
+        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
+        time = None if time is None else jnp.asarray(time, dtype)
+        return _update(self, state, y, inputs, time)
+
+
+@eqx.filter_jit
+def _update(
+    online: EnsembleOnline,
+    state: EnsembleOnlineState,
+    y: Array,
+    inputs: Array | None,
+    time: Array | None,
+) -> EnsembleOnlineState:
+    model, method = online.model, online.method
+    time = state.time + online.dt if time is None else time
+    first = state.index < 0
+    dt = jnp.where(first, online.dt, time - state.time)
+    step = Step(state.index + 1, time, dt, inputs)
+    clouds, moments = on_clouds(model, *recent(None, y, step))
+    moment = at(moments, -1)
+    key = jax.random.split(jax.random.fold_in(method.key, step.index))
+    move = lambda: clouds.propose(key[0], state.members, moment)
+    ahead = jax.lax.cond(first, lambda: state.members, move)
+    members, run = method.corrected(model, ahead, moment, key[1])
+    return EnsembleOnlineState(members, state.log_likelihood + run.pointwise, step.index, time)
