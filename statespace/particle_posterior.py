@@ -160,7 +160,7 @@ class ParticlePosterior(eqx.Module):
         """Expectation of a function of each state, or of an additive functional of the path.
 
         Args:
-            functional: ``state -> `` an array or a pytree of arrays; or an :class:`~statespace.Additive`.
+            functional: ``state ->`` an array or a pytree of arrays; or an :class:`~statespace.Additive`.
 
         Returns:
             Of a function a leading axis of T; of an additive functional one value.

@@ -1,9 +1,9 @@
 """The reference, taken from the public face of the package itself.
 
 `.. public-api:: statespace.verbs` lists and documents every name in `statespace.__all__` that is
-defined in that module or below it. If there is none, the module is one that is used by its own
-name (`ss.plot.smoothed`), and its own public names are listed. A public name that is on no page is
-a warning, so that the reference stays complete by itself.
+defined in that module or below it. If there is none, or the package lists the module itself, it is one
+that is used by its own name (`ss.plot.smoothed`), and its own public names are listed. A public name
+that is on no page is a warning, so that the reference stays complete by itself.
 """
 
 import importlib
@@ -33,6 +33,12 @@ def below(value: object, prefix: str) -> bool:
     return module == prefix or module.startswith(prefix + ".")
 
 
+def is_namespace(package: types.ModuleType, name: str) -> bool:
+    """Whether the package lists this module among its public names."""
+    own = name.removeprefix(PACKAGE + ".")
+    return own in package.__all__ and isinstance(getattr(package, own, None), types.ModuleType)
+
+
 class PublicAPI(SphinxDirective):
     """Document the public names of one or more modules."""
 
@@ -46,18 +52,20 @@ class PublicAPI(SphinxDirective):
         face = public_names(package)
         groups: dict[str, dict[str, object]] = {}
         for prefix in self.arguments[0].split():
-            home, names = PACKAGE, {k: v for k, v in face.items() if below(v, prefix)}
-            if not names:
+            found = {PACKAGE: {k: v for k, v in face.items() if below(v, prefix)}}
+            if not found[PACKAGE] or is_namespace(package, prefix):
                 try:
-                    home, names = prefix, public_names(importlib.import_module(prefix))
+                    own = public_names(importlib.import_module(prefix))
+                    found[prefix] = {k: v for k, v in own.items() if k not in face}
                 except ImportError as error:
                     logger.warning("%s", error, location=self.get_location())
-            if not names:
+            if not any(found.values()):
                 logger.warning("%s: nothing public", prefix, location=self.get_location())
-                continue
             page = self.env.metadata[self.env.docname]
-            page["public_api"] = " ".join([page.get("public_api", ""), *names])
-            groups.setdefault(home, {}).update(names)
+            for home, names in found.items():
+                page["public_api"] = " ".join([page.get("public_api", ""), *names])
+                if names:
+                    groups.setdefault(home, {}).update(names)
         lines = []
         for home, names in groups.items():
             order = sorted(names, key=lambda name: inspect.isclass(names[name]))
