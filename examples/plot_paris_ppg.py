@@ -78,7 +78,7 @@ error = np.r_[small.std() / np.sqrt(len(small)), sweeps.std(axis=0) / np.sqrt(le
 fig, ax = plt.subplots(figsize=(7.4, 3), layout="constrained")
 ax.axhline(0, color="0.6", lw=1)
 ax.errorbar(np.arange(len(bias)), bias, 2 * error, fmt="o", color="#2b6a99", capsize=2)
-ax.set(xlabel="sweep (0: PaRIS)", ylabel="bias")
+ax.set(xlabel="sweep (0: PaRIS)", ylabel="bias", xticks=range(0, len(bias), 5))
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 for sweep in (1, 2, 3, 5, 10):
