@@ -39,9 +39,10 @@ _MAPS = Path("/proc/self/maps")
 def pytest_runtest_teardown() -> None:
     """Forget compiled programs before they fill the process's table of memory maps.
 
-    Each takes several maps, Linux allows 65,530, and the process that wants one more dies.
+    Each takes several maps, Linux allows 65,530, and the process that wants one more dies. They take memory
+    as well, some 4 GB at this number.
     """
-    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 30_000:
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
 
 

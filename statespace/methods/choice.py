@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from statespace.conditionals.affine import Gaussian
 from statespace.conditionals.discriminative import Discriminative
 from statespace.conditionals.finite import FiniteTransition
 from statespace.methods.discriminative_kalman import DiscriminativeKalman
@@ -150,6 +151,8 @@ def not_linear(model: Any) -> str | None:
 
 def _is_gaussian(initial: Any) -> bool:
     """Whether an initial law is Gaussian by its type; what a function gives is left to the method."""
+    if isinstance(initial, Gaussian):
+        return True
     from numpyro.distributions import Distribution, Independent, MultivariateNormal, Normal
 
     while isinstance(initial, Independent):
