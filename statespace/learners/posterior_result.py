@@ -67,13 +67,13 @@ class PosteriorResult(FitResult):
         log_evidence: float | None = None,
     ) -> PosteriorResult:
         """Diagnose the draws and put the result together; a complaint of the sampler's own comes last."""
-        from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+        from numpyro.diagnostics import split_gelman_rubin
 
         with np.errstate(
             all="ignore"
         ):  # entries that never vary, as the zeros of a Cholesky factor
             r_hat = {k: np.asarray(split_gelman_rubin(v)) for k, v in draws.items()}
-            effective = {k: np.asarray(effective_sample_size(v)) for k, v in draws.items()}
+            effective = {k: effective_draws(v) for k, v in draws.items()}
         chains, count = unconstrained.shape[:2]
         flat = np.concatenate([v.reshape(chains * count, -1) for v in draws.values()], axis=1)
         spread = unconstrained.reshape(chains * count, -1).std(axis=0, ddof=1)
@@ -180,6 +180,17 @@ class PosteriorResult(FitResult):
             "sample_stats": {name: (draw, v) for name, v in self.statistics.items()},
         }
         return to_inference_data(groups, coords)
+
+
+def effective_draws(draws: np.ndarray) -> np.ndarray:
+    """Effective number of draws of each entry, from an array ``(chains, samples, ...)``; at least one.
+
+    The estimate from the autocorrelations has no meaning for a handful of draws, and may then be negative.
+    """
+    from numpyro.diagnostics import effective_sample_size
+
+    with np.errstate(all="ignore"):
+        return np.maximum(np.asarray(effective_sample_size(draws)), 1.0)
 
 
 def _complaint(
