@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.methods.ensemble_kalman import EnsembleKalman
+from statespace.methods.feeding import next_step, received
 from statespace.methods.lowering import at
 from statespace.methods.online_finite import recent
-from statespace.methods.online_kalman import check_later
 from statespace.methods.particle_laws import InitialLaw
 from statespace.methods.particle_lowering import initial_law, on_clouds
 from statespace.model import Step
@@ -80,12 +80,7 @@ class EnsembleOnline(eqx.Module):
         Raises:
             ValueError: if ``time`` is not after the previous observation.
         """
-        check_later(time, state)
-        dtype = state.members.dtype
-        y = jnp.atleast_1d(jnp.asarray(y, dtype))
-        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
-        time = None if time is None else jnp.asarray(time, dtype)
-        return _update(self, state, y, inputs, time)
+        return _update(self, state, *received(state, state.members.dtype, y, inputs, time))
 
 
 @eqx.filter_jit
@@ -97,14 +92,11 @@ def _update(
     time: Array | None,
 ) -> EnsembleOnlineState:
     model, method = online.model, online.method
-    time = state.time + online.dt if time is None else time
-    first = state.index < 0
-    dt = jnp.where(first, online.dt, time - state.time)
-    step = Step(state.index + 1, time, dt, inputs)
+    step, first = next_step(state, online.dt, inputs, time)
     clouds, moments = on_clouds(model, *recent(None, y, step))
     moment = at(moments, -1)
     key = jax.random.split(jax.random.fold_in(method.key, step.index))
     move = lambda: clouds.propose(key[0], state.members, moment)
     ahead = jax.lax.cond(first, lambda: state.members, move)
     members, run = method.corrected(model, ahead, moment, key[1])
-    return EnsembleOnlineState(members, state.log_likelihood + run.pointwise, step.index, time)
+    return EnsembleOnlineState(members, state.log_likelihood + run.pointwise, step.index, step.time)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.conditionals import aggregates
+from statespace.methods.feeding import next_step, received
 from statespace.methods.forward_backward import ForwardBackward, initial_probs, transition
-from statespace.methods.online_kalman import check_later
 from statespace.methods.potentials import log_potentials
 from statespace.model import Step
 from statespace.series import Series, assemble
@@ -103,12 +103,7 @@ class FiniteOnline(eqx.Module):
         Raises:
             ValueError: if ``time`` is not after the previous observation.
         """
-        check_later(time, state)
-        dtype = state.probs.dtype
-        y = jnp.atleast_1d(jnp.asarray(y, dtype))
-        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
-        time = None if time is None else jnp.asarray(time, dtype)
-        return _update(self, state, y, inputs, time)
+        return _update(self, state, *received(state, state.probs.dtype, y, inputs, time))
 
 
 @eqx.filter_jit
@@ -120,10 +115,7 @@ def _update(
     time: Array | None,
 ) -> FiniteOnlineState:
     model, dtype = filter.model, state.probs.dtype
-    time = state.time + filter.dt if time is None else time
-    first = state.index < 0
-    dt = jnp.where(first, filter.dt, time - state.time)
-    step = Step(state.index + 1, time, dt, inputs)
+    step, first = next_step(state, filter.dt, inputs, time)
     kernel = model.transition.matrix(step).astype(dtype)
     predicted = jnp.where(first, initial_probs(model, step), state.parts @ kernel)
 
@@ -153,8 +145,8 @@ def _update(
         predicted=fold(predicted),
         smoothed=fold(jnp.concatenate([probs[None], revised])),
         log_likelihood=state.log_likelihood + evidence,
-        index=state.index + 1,
-        time=time,
+        index=step.index,
+        time=step.time,
         parts=probs,
         past=keep(probs, state.past),
         forward=keep(predicted, state.forward),

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.chains.gaussian import diffuse
 from statespace.chains.gaussian.covariances import predict
 from statespace.chains.gaussian.step import evidence, gains, move
+from statespace.methods.feeding import next_step, received
 from statespace.methods.gaussian_lowering import initial_law, linear, noise
 from statespace.methods.gaussian_method import GaussianMethod
 from statespace.model import Step
@@ -121,12 +121,9 @@ class GaussianOnline(eqx.Module):
         Raises:
             ValueError: if ``time`` is not after the previous observation.
         """
-        check_later(time, state)
-        dtype = state.mean.dtype
-        y = None if y is None else jnp.atleast_1d(jnp.asarray(y, dtype))
-        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
-        time = None if time is None else jnp.asarray(time, dtype)
-        return _update(self, state, y, inputs, time)
+        return _update(
+            self, state, *received(state, state.mean.dtype, y, inputs, time, optional=True)
+        )
 
 
 class Online(GaussianOnline):
@@ -149,19 +146,6 @@ class Online(GaussianOnline):
         return Update(filtered, seen.filtered, constant, gram, mean)
 
 
-def check_later(time: Any, state: Any) -> None:
-    """Refuse a time that does not follow the previous observation's; traced ones pass.
-
-    Raises:
-        ValueError: if it does not.
-    """
-    traced = any(isinstance(x, jax.core.Tracer) for x in (time, state.time))
-    if time is not None and not traced and state.index >= 0 and not time > state.time:
-        raise ValueError(
-            f"`time` must be after the previous observation's, {float(state.time)}, got {time}."
-        )
-
-
 def _first_step(dt: float) -> Step:
     return Step(0, 0.0, dt)
 
@@ -175,10 +159,7 @@ def _update(
     time: Array | None,
 ) -> OnlineState:
     model, form, dtype = filter.model, filter.form, state.mean.dtype
-    time = state.time + filter.dt if time is None else time
-    first = state.index < 0
-    dt = jnp.where(first, filter.dt, time - state.time)
-    step = Step(state.index + 1, time, dt, inputs)
+    step, first = next_step(state, filter.dt, inputs, time)
     law, moves = initial_law(model, step), model.transition.at(step)
 
     start = law.mean[:, None]
@@ -200,8 +181,8 @@ def _update(
         covariance=covariance,
         predicted_mean=new.predicted_mean,
         log_likelihood=constant + after.log_evidence,
-        index=state.index + 1,
-        time=time,
+        index=step.index,
+        time=step.time,
         columns=new.columns,
         spread=new.spread,
         gram=gram,

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 from statespace.chains.gaussian.algebra import matmul_t
 from statespace.chains.gaussian.covariances import full_carry, predict
 from statespace.chains.gaussian.step import move
+from statespace.methods.feeding import next_step, received
 from statespace.methods.gaussian_lowering import initial_law, noise
 from statespace.methods.linearised import Linearised, make_affine, proper, update
-from statespace.methods.online_kalman import check_later
 from statespace.model import Step
 
 
@@ -80,12 +80,7 @@ class OnlineLinearised(eqx.Module):
         Raises:
             ValueError: if ``time`` is not after the previous observation.
         """
-        check_later(time, state)
-        dtype = state.mean.dtype
-        y = jnp.atleast_1d(jnp.asarray(y, dtype))
-        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
-        time = None if time is None else jnp.asarray(time, dtype)
-        return _update(self, state, y, inputs, time)
+        return _update(self, state, *received(state, state.mean.dtype, y, inputs, time))
 
 
 @eqx.filter_jit
@@ -97,9 +92,7 @@ def _update(
     time: Array | None,
 ) -> LinearisedState:
     model, rule, form = filter.model, filter.method.linearisation, filter.form
-    time = state.time + filter.dt if time is None else time
-    first = state.index < 0
-    step = Step(state.index + 1, time, jnp.where(first, filter.dt, time - state.time), inputs)
+    step, first = next_step(state, filter.dt, inputs, time)
     moves = make_affine(model.transition, step, rule, state.mean, state.spread, form, "transition")
     mean = move(state.mean[:, None], moves.matrix, moves.offset)[:, 0]
     mean = jnp.where(first, state.mean, mean)
@@ -112,7 +105,7 @@ def _update(
         mean=mean,
         covariance=spread if form == "covariance" else matmul_t(spread, spread),
         log_likelihood=state.log_likelihood + log_density,
-        index=state.index + 1,
-        time=time,
+        index=step.index,
+        time=step.time,
         spread=spread,
     )

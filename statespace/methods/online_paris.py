@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from statespace.chains.particle.paris import estimate, start, update
+from statespace.methods.feeding import received
 from statespace.methods.functional_lowering import sums_of
-from statespace.methods.online_kalman import check_later
 from statespace.methods.online_particle import ParticleOnline, ParticleOnlineState, advance
 
 
@@ -77,12 +76,8 @@ class ParisOnline(eqx.Module):
             TypeError: if the transition of the model has no density.
             ValueError: if ``time`` is not after the previous observation.
         """
-        check_later(time, state.filter)
         dtype = state.filter.log_weights.dtype
-        y = jnp.atleast_1d(jnp.asarray(y, dtype))
-        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
-        time = None if time is None else jnp.asarray(time, dtype)
-        return _update(self, state, y, inputs, time)
+        return _update(self, state, *received(state.filter, dtype, y, inputs, time))
 
     @property
     def _filter(self) -> ParticleOnline:

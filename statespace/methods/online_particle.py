@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from statespace.chains.particle.recursion import Kernel
 from statespace.chains.particle.resampling import resampling_named
 from statespace.chains.particle.types import Chain, Cloud, Passage, Random
+from statespace.methods.feeding import next_step, received
 from statespace.methods.lowering import at
 from statespace.methods.online_finite import recent
-from statespace.methods.online_kalman import check_later
 from statespace.methods.particle_laws import InitialLaw
 from statespace.methods.particle_lowering import initial_law, states_of
 from statespace.model import Step
@@ -113,12 +113,7 @@ class ParticleOnline(eqx.Module):
         Raises:
             ValueError: if ``time`` is not after the previous observation.
         """
-        check_later(time, state)
-        dtype = state.log_weights.dtype
-        y = jnp.atleast_1d(jnp.asarray(y, dtype))
-        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
-        time = None if time is None else jnp.asarray(time, dtype)
-        return _update(self, state, y, inputs, time)
+        return _update(self, state, *received(state, state.log_weights.dtype, y, inputs, time))
 
 
 @eqx.filter_jit
@@ -141,10 +136,7 @@ def advance(
 ) -> tuple[ParticleOnlineState, Chain, Passage]:
     """The state after one more observation, and how it came about (at the first: from itself)."""
     model, method = online.model, online.method
-    time = state.time + online.dt if time is None else time
-    first = state.index < 0
-    dt = jnp.where(first, online.dt, time - state.time)
-    step = Step(state.index + 1, time, dt, inputs)
+    step, first = next_step(state, online.dt, inputs, time)
     chain = method.lower(model, *recent(state.history, y, step))
     moment = at(chain.moments, -1)
     scheme = resampling_named(method.resampling)
@@ -174,7 +166,7 @@ def advance(
         log_likelihood=state.log_likelihood + evidence,
         impossible=impossible,
         index=step.index,
-        time=time,
+        time=step.time,
         key=state.key,
         parts=cloud.particles,
         history=history,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.chains.particle import switching
-from statespace.methods.online_kalman import check_later
+from statespace.methods.feeding import next_step, received
 from statespace.methods.rao_blackwellised import RaoBlackwellised
 from statespace.model import Step
 from statespace.series import Series
@@ -85,12 +85,8 @@ class SwitchingOnline(eqx.Module):
         Raises:
             ValueError: if ``time`` is not after the previous observation.
         """
-        check_later(time, state)
-        dtype = state.mean.dtype
-        time = state.time + self.dt if time is None else jnp.asarray(time, dtype)
-        y = None if y is None else jnp.atleast_1d(jnp.asarray(y, dtype))
-        inputs = None if inputs is None else jnp.asarray(inputs, dtype)
-        return _update(self, state, y, inputs, time)
+        given = received(state, state.mean.dtype, y, inputs, time, optional=True)
+        return _update(self, state, *given)
 
     def _moment(self, y: Any, inputs: Any, time: Any, dt: Any) -> Series:
         """A recording of one moment."""
@@ -119,13 +115,12 @@ def _update(
     state: SwitchingOnlineState,
     y: Array | None,
     inputs: Array | None,
-    time: Array,
+    time: Array | None,
 ) -> SwitchingOnlineState:
-    first = state.index < 0
-    dt = jnp.where(first, filter.dt, time - state.time)
+    step, first = next_step(state, filter.dt, inputs, time)
     method = filter.method
-    chain, form = method.lower(filter.model, filter._moment(y, inputs, time, dt))
-    key = jax.random.fold_in(method._keys()[0], state.index + 1)
+    chain, form = method.lower(filter.model, filter._moment(y, inputs, step.time, step.dt))
+    key = jax.random.fold_in(method._keys()[0], step.index)
     regimes, value = chain.at(0)
     later = switching.successors(state.paths, regimes, value, form)
     fresh = switching.beginnings(chain, form)
@@ -146,7 +141,7 @@ def _update(
         covariance,
         probs,
         state.log_likelihood + total,
-        state.index + 1,
-        time,
+        step.index,
+        step.time,
         paths,
     )
