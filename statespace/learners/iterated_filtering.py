@@ -21,7 +21,7 @@ from statespace.learners.passes import in_turn
 from statespace.learners.priors import Priors, log_prior
 from statespace.learners.problem import Problem, vector
 from statespace.learners.result import FitResult
-from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.sampling import check_counts, in_blocks, sweeps
 from statespace.methods import potentials
 from statespace.methods.particle_lowering import initial_law
 from statespace.series import Panel
@@ -72,9 +72,7 @@ class IteratedFiltering(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for name, least in (("particles", 2), ("iterations", 4), ("swarms", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_counts(self, particles=2, iterations=4, swarms=1)
         if not 0 < self.cooling <= 1:
             raise ValueError(f"`cooling` must be above 0 and at most 1, got {self.cooling}.")
         given = self.perturbation

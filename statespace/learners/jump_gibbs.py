@@ -26,7 +26,7 @@ from statespace.learners.problem import (
 )
 from statespace.learners.rate_priors import HierarchicalGamma, Rates, numbered_pairs
 from statespace.learners.result import FitResult
-from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.sampling import check_counts, in_blocks, sweeps
 from statespace.methods.lowering import steps_of
 from statespace.parameters import freeze, parameters, replace, unconstrain
 
@@ -73,9 +73,7 @@ class JumpGibbs(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for name, least in (("warmup", 0), ("samples", 4), ("chains", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_counts(self, warmup=0, samples=4, chains=1)
         if not self.spread >= 0:
             raise ValueError(f"`spread` must not be negative, got {self.spread}.")
 

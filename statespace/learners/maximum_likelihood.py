@@ -25,6 +25,7 @@ from statespace.learners.problem import (
 )
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
+from statespace.learners.sampling import check_counts
 from statespace.methods.particle_gradients import differentiable
 
 _BLOCK = 20  # evaluations between two looks at the progress bar
@@ -67,9 +68,7 @@ class MaximumLikelihood(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for name, least in (("starts", 1), ("max_steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_counts(self, starts=1, max_steps=1)
         for name in ("spread", "tolerance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")

@@ -15,7 +15,7 @@ from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import Priors, checked_priors, log_prior
 from statespace.learners.problem import Problem, check_start, density, moved, not_finite, vector
 from statespace.learners.result import FitResult
-from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.sampling import check_counts, in_blocks, sweeps
 from statespace.methods.choice import is_random
 
 _BLOCK = 50  # draws in one call of the compiled loop
@@ -56,9 +56,7 @@ class NUTS(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for name, least in (("warmup", 1), ("samples", 4), ("chains", 1), ("max_tree_depth", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_counts(self, warmup=1, samples=4, chains=1, max_tree_depth=1)
         if not 0 < self.target_accept < 1:
             raise ValueError(f"`target_accept` must be between 0 and 1, got {self.target_accept}.")
         if not self.spread >= 0:

@@ -13,6 +13,21 @@ from jaxtyping import Array
 from statespace.learners.progress import bar
 
 
+def check_counts(learner: Any, **least: int) -> None:
+    """Refuse numbers of something that are too small.
+
+    Args:
+        learner: with the settings.
+        **least: the least value of each.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, count in least.items():
+        if getattr(learner, name) < count:
+            raise ValueError(f"`{name}` must be at least {count}, got {getattr(learner, name)}.")
+
+
 def check_settings(sampler: Any, **least: int) -> None:
     """Refuse settings of a sampler that make no sense.
 
@@ -23,9 +38,7 @@ def check_settings(sampler: Any, **least: int) -> None:
     Raises:
         ValueError: naming the setting.
     """
-    for name, count in least.items():
-        if getattr(sampler, name) < count:
-            raise ValueError(f"`{name}` must be at least {count}, got {getattr(sampler, name)}.")
+    check_counts(sampler, **least)
     if not 0 < sampler.target_accept < 1:
         raise ValueError(f"`target_accept` must be between 0 and 1, got {sampler.target_accept}.")
     if not sampler.spread >= 0:

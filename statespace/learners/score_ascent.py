@@ -17,7 +17,7 @@ from statespace.learners.likelihood import recordings
 from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, vector
 from statespace.learners.result import FitResult
-from statespace.learners.sampling import in_blocks, sweeps
+from statespace.learners.sampling import check_counts, in_blocks, sweeps
 from statespace.learners.searches import searched
 from statespace.learners.state_paths import (
     Drawing,
@@ -47,9 +47,7 @@ class _Ascent(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for name, least in (("iterations", 8), ("chains", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_counts(self, iterations=8, chains=1)
         check_optimiser(self.learning_rate, self.optimiser)
         check_drawing(self._drawing, type(self).__name__)
 

@@ -20,6 +20,7 @@ from statespace.learners.priors import Priors
 from statespace.learners.problem import Problem, moved
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
+from statespace.learners.sampling import check_counts
 from statespace.methods.choice import is_random
 from statespace.parameters import parameters
 
@@ -60,9 +61,7 @@ class SMC2(eqx.Module):
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for name, least in (("parameters", 8), ("moves", 1), ("most_particles", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_counts(self, parameters=8, moves=1, most_particles=2)
         if not 0 < self.threshold <= 1:
             raise ValueError(f"`threshold` must be above 0 and at most 1, got {self.threshold}.")
         if not 0 <= self.least_accepted < 1:

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from statespace.model import Step
+from statespace.series import Series, assemble
 
 
 def received(
@@ -62,3 +63,24 @@ def next_step(
     time = state.time + dt if time is None else time
     first = state.index < 0
     return Step(state.index + 1, time, jnp.where(first, dt, time - state.time), inputs), first
+
+
+def recent(
+    history: Float[Array, "p m"] | None, y: Float[Array, " m"], step: Step
+) -> tuple[Series, Step]:
+    """The last observations as a recording, of which only the last moment counts, and its steps."""
+    rows = y[None] if history is None else jnp.concatenate([history[::-1], y[None]])
+    count = len(rows)
+    steps = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), step)
+    series = assemble(
+        Series,
+        y=rows,
+        times=steps.time,
+        inputs=steps.inputs,
+        intervals=steps.dt,
+        state_weights=None,
+        complete=None,
+        dt=None,
+        labels=None,
+    )
+    return series, steps

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.methods.ensemble_kalman import EnsembleKalman
-from statespace.methods.feeding import next_step, received
+from statespace.methods.feeding import next_step, received, recent
 from statespace.methods.lowering import at
-from statespace.methods.online_finite import recent
 from statespace.methods.particle_laws import InitialLaw
 from statespace.methods.particle_lowering import initial_law, on_clouds
 from statespace.model import Step

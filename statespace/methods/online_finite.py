@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.conditionals import aggregates
-from statespace.methods.feeding import next_step, received
+from statespace.methods.feeding import next_step, received, recent
 from statespace.methods.forward_backward import ForwardBackward, initial_probs, transition
 from statespace.methods.potentials import log_potentials
 from statespace.model import Step
-from statespace.series import Series, assemble
 
 
 class FiniteOnlineState(NamedTuple):
@@ -166,24 +165,3 @@ def _potential(
     """``log p(y | state k)`` of one observation after its history."""
     series, steps = recent(history, y, step)
     return log_potentials(observation, series, steps, states)[-1]
-
-
-def recent(
-    history: Float[Array, "p m"] | None, y: Float[Array, " m"], step: Step
-) -> tuple[Series, Step]:
-    """The last observations as a recording, of which only the last moment counts, and its steps."""
-    rows = y[None] if history is None else jnp.concatenate([history[::-1], y[None]])
-    count = len(rows)
-    steps = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), step)
-    series = assemble(
-        Series,
-        y=rows,
-        times=steps.time,
-        inputs=steps.inputs,
-        intervals=steps.dt,
-        state_weights=None,
-        complete=None,
-        dt=None,
-        labels=None,
-    )
-    return series, steps

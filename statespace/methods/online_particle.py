@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from statespace.chains.particle.recursion import Kernel
 from statespace.chains.particle.resampling import resampling_named
 from statespace.chains.particle.types import Chain, Cloud, Passage, Random
-from statespace.methods.feeding import next_step, received
+from statespace.methods.feeding import next_step, received, recent
 from statespace.methods.lowering import at
-from statespace.methods.online_finite import recent
 from statespace.methods.particle_laws import InitialLaw
 from statespace.methods.particle_lowering import initial_law, states_of
 from statespace.model import Step

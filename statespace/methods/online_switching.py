@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.chains.particle import switching
-from statespace.methods.feeding import next_step, received
+from statespace.methods.feeding import next_step, received, recent
 from statespace.methods.rao_blackwellised import RaoBlackwellised
 from statespace.model import Step
 from statespace.series import Series
@@ -90,23 +90,10 @@ class SwitchingOnline(eqx.Module):
 
     def _moment(self, y: Any, inputs: Any, time: Any, dt: Any) -> Series:
         """A recording of one moment."""
-        from statespace.series import assemble
-
-        law = self.model.observation
-        step = Step(0, time, dt, inputs)
-        m = law.of(0).at(step).matrix.shape[0]
+        m = self.model.observation.of(0).at(Step(0, time, dt, inputs)).matrix.shape[0]
         value = jnp.full(m, jnp.nan) if y is None else y
-        return assemble(
-            Series,
-            y=value[None],
-            times=jnp.asarray(time, value.dtype)[None],
-            inputs=None if inputs is None else inputs[None],
-            intervals=jnp.asarray(dt, value.dtype)[None],
-            state_weights=None,
-            complete=None,
-            dt=None,
-            labels=None,
-        )
+        step = Step(0, jnp.asarray(time, value.dtype), jnp.asarray(dt, value.dtype), inputs)
+        return recent(None, value, step)[0]
 
 
 @eqx.filter_jit
