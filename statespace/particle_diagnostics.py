@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from statespace.chains.particle.variance import from_families
 from statespace.particle_posterior import ParticlePosterior
 
 __all__ = [
@@ -72,7 +73,7 @@ def variance_of_log_likelihood(posterior: ParticlePosterior) -> float:
     count = len(weights)
     families = np.bincount(first, weights, minlength=count)
     drawn = int(np.sum(np.asarray(posterior.resampled))) + 1
-    return float(1 - (count / (count - 1)) ** drawn * (weights.sum() ** 2 - np.sum(families**2)))
+    return float(from_families(weights.sum() ** 2 - np.sum(families**2), count, drawn))
 
 
 def pareto_k(log_weights: Any) -> np.ndarray:

@@ -69,11 +69,10 @@ class PosteriorResult(FitResult):
         """Diagnose the draws and put the result together; a complaint of the sampler's own comes last."""
         from numpyro.diagnostics import split_gelman_rubin
 
-        with np.errstate(
-            all="ignore"
-        ):  # entries that never vary, as the zeros of a Cholesky factor
+        # entries that never vary, as the zeros of a Cholesky factor
+        with np.errstate(all="ignore"):
             r_hat = {k: np.asarray(split_gelman_rubin(v)) for k, v in draws.items()}
-            effective = {k: effective_draws(v) for k, v in draws.items()}
+        effective = {k: effective_draws(v) for k, v in draws.items()}
         chains, count = unconstrained.shape[:2]
         flat = np.concatenate([v.reshape(chains * count, -1) for v in draws.values()], axis=1)
         spread = unconstrained.reshape(chains * count, -1).std(axis=0, ddof=1)

@@ -53,7 +53,18 @@ def relative_variance(run: Run) -> Float[Array, " T"]:
     """
     count = len(run.last.log_weights)
     generations = 1 + jnp.cumsum(run.resampled)
-    return 1 - (count / (count - 1)) ** generations * (1 - run.out)
+    return from_families(1 - run.out, count, generations)
+
+
+def from_families(apart: Any, count: int, generations: Any) -> Any:
+    """The estimate of :func:`relative_variance` at one moment, or an array of them.
+
+    Args:
+        apart: probability that two particles drawn by their weights have different first ancestors.
+        count: number of particles.
+        generations: how often ancestors were drawn, the start included.
+    """
+    return 1 - (count / (count - 1)) ** generations * apart
 
 
 def filter_variance(function: Callable[..., Float[Array, " N"]], lag: int) -> Observer:
