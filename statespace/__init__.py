@@ -23,6 +23,7 @@ from statespace.conditionals.finite import (
     FiniteTransition,
     SoftmaxKernel,
 )
+from statespace.conditionals.generalised import GeneralisedLinear
 from statespace.conditionals.jump import RateMatrix
 from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.conditionals.switching import RegimeState, Switching
@@ -191,6 +192,7 @@ __all__ = [
     "ForwardBackward",
     "Gaussian",
     "GaussianPosterior",
+    "GeneralisedLinear",
     "Gibbs",
     "HiddenSemiMarkov",
     "HierarchicalGamma",
