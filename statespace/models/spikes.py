@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from statespace.conditionals.affine import Gaussian
+from statespace.conditionals.generalised import GeneralisedLinear
 from statespace.conditionals.reverting import Reverting
 from statespace.model import Step
 from statespace.models.checks import (
@@ -19,9 +18,6 @@ from statespace.models.checks import (
     require_shape,
 )
 from statespace.parameters import constant, parameter
-
-if TYPE_CHECKING:
-    from numpyro.distributions import Distribution
 
 
 class SpikeCounts(eqx.Module):
@@ -109,9 +105,12 @@ class SpikeCounts(eqx.Module):
         return self._process()
 
     @property
-    def observation(self) -> Counts:
+    def observation(self) -> GeneralisedLinear:
         """Law of the counts."""
-        return Counts(self.bias, self.gain, self.trials, self.exposure, self.channels)
+        gain = jnp.ones(self.channels, self.scale.dtype) if self.gain is None else self.gain
+        if self.trials is None:
+            return GeneralisedLinear(gain[:, None], self.bias, "poisson", exposure=self.exposure)
+        return GeneralisedLinear(gain[:, None], self.bias, "binomial", trials=self.trials)
 
     def _process(self) -> Reverting:
         mean = jnp.zeros_like(self.scale) if self.mean is None else self.mean
@@ -138,26 +137,3 @@ class InputDrive(eqx.Module):
                 f"`ss.Series(y, inputs=u)` with `u` of shape (T, {k})."
             )
         return self.weights @ step.inputs
-
-
-class Counts(eqx.Module):
-    """Binomial or Poisson counts with a linear predictor."""
-
-    bias: Float[Array, " m"] | None
-    gain: Float[Array, " m"] | None
-    trials: int | None = eqx.field(static=True)
-    exposure: float = eqx.field(static=True)
-    channels: int = eqx.field(static=True)
-
-    def __call__(self, state: Float[Array, " 1"], step: Step) -> Distribution:
-        """The distribution of the counts."""
-        from numpyro.distributions import BinomialLogits, Poisson
-
-        predictor = jnp.broadcast_to(state, (self.channels,))
-        if self.gain is not None:
-            predictor = self.gain * predictor
-        if self.bias is not None:
-            predictor = self.bias + predictor
-        if self.trials is None:
-            return Poisson(self.exposure * jnp.exp(predictor)).to_event(1)
-        return BinomialLogits(predictor, self.trials).to_event(1)
