@@ -25,6 +25,7 @@ from statespace.conditionals.finite import (
 )
 from statespace.conditionals.generalised import GeneralisedLinear
 from statespace.conditionals.jump import RateMatrix
+from statespace.conditionals.recurrent import RecurrentKernel
 from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.conditionals.switching import RegimeState, Switching
 from statespace.decoding.learn import learn_decoder
@@ -90,6 +91,7 @@ from statespace.models.linear_gaussian import LinearGaussian
 from statespace.models.lorenz import Lorenz63, Lorenz96
 from statespace.models.nonlinear_growth import NonlinearGrowth
 from statespace.models.populations import LotkaVolterra, ThetaLogistic
+from statespace.models.recurrent_switching import RecurrentSwitchingLinearGaussian
 from statespace.models.regression import Regression
 from statespace.models.semi_markov import HiddenSemiMarkov
 from statespace.models.spikes import SpikeCounts
@@ -244,6 +246,8 @@ __all__ = [
     "RaoBlackwellised",
     "RateMatrix",
     "Recurrence",
+    "RecurrentKernel",
+    "RecurrentSwitchingLinearGaussian",
     "RegimeState",
     "Regression",
     "Score",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.conditionals.finite import Categorical, FiniteTransition
+from statespace.conditionals.recurrent import RecurrentKernel
 
 
 class RegimeState(NamedTuple):
@@ -34,6 +35,7 @@ class Switching(eqx.Module):
 
     Args:
         kernel: a :class:`~statespace.FiniteKernel` or another transition between finitely many states; a
+            :class:`~statespace.RecurrentKernel`, by which the regime depends on the state before; a
             :class:`~statespace.Categorical` for an initial law; None for an observation.
         conditionals: one for each regime, or a single one for all. They give distributions of one family.
 
@@ -53,11 +55,12 @@ class Switching(eqx.Module):
     conditionals: tuple[Any, ...]
 
     def __init__(self, kernel: Any, conditionals: Sequence[Any]):
-        if not (kernel is None or isinstance(kernel, (FiniteTransition, Categorical))):
+        kinds = (FiniteTransition, RecurrentKernel, Categorical)
+        if not (kernel is None or isinstance(kernel, kinds)):
             raise TypeError(
                 "`kernel` of Switching must be a transition between finitely many states such as "
-                "FiniteKernel, or a Categorical for an initial law, or None for an observation, got "
-                f"{type(kernel).__name__}."
+                "FiniteKernel or RecurrentKernel, or a Categorical for an initial law, or None for an "
+                f"observation, got {type(kernel).__name__}."
             )
         self.kernel = kernel
         self.conditionals = tuple(conditionals)
@@ -80,6 +83,11 @@ class Switching(eqx.Module):
         """Number K of regimes, as far as this conditional tells."""
         return _regimes(self.kernel) or len(self.conditionals)
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether the regime depends on the previous state: the regimes are then no chain by themselves."""
+        return isinstance(self.kernel, RecurrentKernel)
+
     def of(self, regime: int) -> Any:
         """The conditional of one regime."""
         return self.conditionals[regime if len(self.conditionals) > 1 else 0]
@@ -97,6 +105,8 @@ class Switching(eqx.Module):
             return RegimeLaw(self.kernel.probs, tuple(c(step) for c in self.conditionals))
         here = state[0]
         laws = tuple(c(here.state, step) for c in self.conditionals)
+        if isinstance(self.kernel, RecurrentKernel):
+            return RegimeLaw(self.kernel.probs(here.regime, here.state, step), laws)
         return RegimeLaw(self.kernel.matrix(step)[here.regime], laws)
 
 
@@ -148,6 +158,8 @@ def _regimes(kernel: Any) -> int | None:
     """Number of regimes, where the kernel tells it without a step."""
     if isinstance(kernel, Categorical):
         return len(kernel.probs)
+    if isinstance(kernel, RecurrentKernel):
+        return kernel.regimes
     for name in ("probs", "logits", "rates"):
         value = getattr(kernel, name, None)
         if getattr(value, "ndim", 0) == 2:

@@ -246,6 +246,12 @@ def conditionals(model: Any) -> tuple[Switching, Switching, Switching]:
                 "`initial` of the model must be Switching with a Categorical for its kernel, got "
                 f"{type(part.kernel).__name__}."
             )
+        if part.recurrent:
+            raise TypeError(
+                "RaoBlackwellised does not fit this model: its regimes depend on the previous state "
+                "(RecurrentKernel), so that the state cannot be integrated out given them. Use "
+                "ParticleFilter(), or StructuredVariational() for the smoothed law."
+            )
         for k, conditional in enumerate(part.conditionals):
             if name != "initial" and not hasattr(conditional, "at"):
                 raise TypeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.finite import Categorical, FiniteKernel, FiniteTransition
+from statespace.conditionals.recurrent import RecurrentKernel
 from statespace.conditionals.switching import Switching
 from statespace.models.checks import (
     is_lower_with_positive_diagonal,
@@ -21,6 +22,7 @@ from statespace.models.checks import (
     require_positive,
     require_shape,
 )
+from statespace.models.starting import least_squares_autoregression, principal_components
 from statespace.parameters import as_array, parameter
 
 
@@ -35,13 +37,15 @@ class SwitchingLinearGaussian(eqx.Module):
     The regime is a Markov chain with K states (Kim 1994; also: switching Kalman filter, switching linear
     dynamical system, jump Markov linear system). Every array has a leading axis of K, or of 1 where all
     regimes share it. Exact inference would sum over all ``K^T`` paths of regimes; use
-    :class:`~statespace.RaoBlackwellised`.
+    :class:`~statespace.RaoBlackwellised`, and :class:`~statespace.VariationalEM` to learn. For regimes that
+    depend on the state see :class:`~statespace.RecurrentSwitchingLinearGaussian`.
 
     State: :class:`~statespace.RegimeState`, ``regime`` and ``state`` ``(n,)``.
 
     Args:
         initial_probs: of the first regime, shape ``(K,)``.
-        transition: probabilities of the regimes, shape ``(K, K)``, or another transition of a finite state.
+        transition: probabilities of the regimes, shape ``(K, K)``; or another transition of a finite state;
+            or a :class:`~statespace.RecurrentKernel`.
         matrix: ``F``, shape ``(K, n, n)``.
         scale: ``L``, shape ``(K, n)`` standard deviations or ``(K, n, n)`` lower triangular.
         observation_matrix: ``H``, shape ``(K, m, n)``.
@@ -67,7 +71,7 @@ class SwitchingLinearGaussian(eqx.Module):
     """
 
     initial_probs: Categorical
-    kernel: FiniteTransition
+    kernel: FiniteTransition | RecurrentKernel
     state_names: tuple[str, ...] | None = eqx.field(static=True)
     matrix: Float[Array, "K n n"] = parameter()
     scale: Float[Array, "K ..."] = parameter(_scales)
@@ -94,7 +98,7 @@ class SwitchingLinearGaussian(eqx.Module):
     ):
         given = isinstance(initial_probs, Categorical)
         self.initial_probs = initial_probs if given else Categorical(initial_probs)
-        given = isinstance(transition, FiniteTransition)
+        given = isinstance(transition, (FiniteTransition, RecurrentKernel))
         self.kernel = transition if given else FiniteKernel(transition)
         self.matrix = as_array(matrix)
         self.scale = as_array(scale)
@@ -125,6 +129,8 @@ class SwitchingLinearGaussian(eqx.Module):
         for name, size in (("offset", n), ("observation_offset", m)):
             if getattr(self, name) is not None:
                 self._check_matrix(name, (size,))
+        if isinstance(self.kernel, RecurrentKernel):
+            require_shape("weights", self.kernel.weights, (self.regimes, n))
 
     def _check_matrix(self, name: str, shape: tuple[int, ...]) -> None:
         value = getattr(self, name)
@@ -144,6 +150,58 @@ class SwitchingLinearGaussian(eqx.Module):
                 f"`{name}` must be lower triangular with a positive diagonal in every regime, got\n"
                 f"{np.asarray(value)}\nFrom covariances use `jnp.linalg.cholesky`."
             )
+
+    @classmethod
+    def from_principal_components(
+        cls, y: Float[Any, "T m"], regimes: int, state_dim: int, *, staying: float = 0.95
+    ) -> Self:
+        """Starting values from data: principal components as states, and their autoregression in each regime.
+
+        The components are scaled to unit variance; what they leave of each channel is its observation
+        noise. Regimes share the law of the observation, and their dynamics are alike: learning by
+        :class:`~statespace.VariationalEM` tells them apart. Missing entries count as the mean of their
+        channel.
+
+        Args:
+            y: observations, shape ``(T, m)``, NaN where missing.
+            regimes: number of regimes K.
+            state_dim: number of states n, at most m.
+            staying: probability to stay in a regime from one moment to the next.
+
+        Raises:
+            ValueError: if there are fewer channels or moments than states, or a channel is never observed;
+                if there is no regime, or ``staying`` is not inside (0, 1).
+        """
+        y = np.asarray(y, dtype=jnp.zeros(()).dtype)
+        if y.ndim != 2 or not 1 <= state_dim <= min(y.shape[1], y.shape[0] - 1):
+            raise ValueError(
+                "`from_principal_components` needs `y` of shape (T, m) and `state_dim` from 1 to "
+                f"min(m, T - 1), got shape {y.shape} and state_dim={state_dim}."
+            )
+        if regimes < 1:
+            raise ValueError(f"`regimes` must be at least 1, got {regimes}.")
+        if not 0 < staying < 1:
+            raise ValueError(f"`staying` must be inside (0, 1), got {staying}.")
+        loadings, states, rest, mean = principal_components(y, state_dim)
+        dynamics, noise = least_squares_autoregression(states, 1)
+        of_each = lambda part: np.repeat(np.asarray(part)[None], regimes, axis=0)
+        leaving = (1 - staying) / max(regimes - 1, 1)
+        moves = np.full((regimes, regimes), leaving) + (staying - leaving) * np.eye(regimes)
+        return cls(
+            np.full(regimes, 1 / regimes),
+            **cls._switching(moves / moves.sum(axis=1, keepdims=True), state_dim),
+            matrix=of_each(dynamics[0]),
+            offset=of_each(np.zeros(state_dim)),
+            scale=of_each(np.linalg.cholesky(noise)),
+            observation_matrix=loadings[None],
+            observation_offset=mean[None],
+            observation_scale=np.maximum(rest.std(0), 0.05 * np.nanstd(y, axis=0) + 1e-6)[None],
+        )
+
+    @classmethod
+    def _switching(cls, probs: np.ndarray, state_dim: int) -> dict[str, Any]:
+        """The arguments that say how regimes follow each other."""
+        return {"transition": probs}
 
     @property
     def regimes(self) -> int:
