@@ -2,38 +2,138 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from statespace.methods.hoisting import in_two
 from statespace.model import Step
 from statespace.series import Series, assemble
 
+State = TypeVar("State")
 
-def received(
-    state: Any, dtype: Any, y: Any, inputs: Any, time: Any, *, optional: bool = False
-) -> tuple[Any, Any, Any]:
-    """The observation, inputs and time as arrays; inputs and a time that are None stay so.
 
-    Args:
-        state: before the observation, with its ``index`` and ``time``.
-        dtype: of the arrays.
-        y: a number or shape ``(m,)``.
-        inputs: shape ``(k,)`` or None.
-        time: of the observation, or None.
-        optional: whether ``y`` may be None as well.
+class Fed:
+    """A filter that is fed one observation at a time, each by one call of a compiled program.
 
-    Raises:
-        ValueError: if ``time`` is not after the previous observation's.
+    It stands beside ``equinox.Module`` among the bases of a filter: a method of a module proper is bound anew
+    with every access, which takes as long as half an update.
+
+    Attributes:
+        dt: time between observations where none is given.
+        predicts: whether an observation may be None, which makes the update a prediction.
     """
-    check_later(time, state)
-    if not (optional and y is None):
-        y = jnp.atleast_1d(jnp.asarray(y, dtype))
-    inputs = None if inputs is None else jnp.asarray(inputs, dtype)
-    time = None if time is None else jnp.asarray(time, dtype)
-    return y, inputs, time
+
+    dt: float
+    predicts: ClassVar[bool] = False
+
+    @abstractmethod
+    def advance(self, state: Any, y: Array | None, inputs: Array | None, time: Array | None) -> Any:
+        """The state after one more observation, traced."""
+
+    def update(self, state: State, y: Any, inputs: Any = None, time: Any = None) -> State:
+        """The state after one more observation.
+
+        Args:
+            state: from ``init()`` or the previous ``update``.
+            y: the observation, shape ``(m,)`` or a number; NaN where missing; of Gaussian filters None for a
+                prediction.
+            inputs: shape ``(k,)``, where the model uses inputs.
+            time: when it was made; default: ``dt`` after the previous one.
+
+        Raises:
+            TypeError: if ``y`` is None and the filter needs an observation.
+            ValueError: if ``time`` is not after the previous observation's.
+        """
+        if y is None and not self.predicts:
+            raise TypeError(
+                f"`y` of {type(self).__name__}.update must be an observation, got None: give NaN for each "
+                "channel that is missing."
+            )
+        if time is not None:
+            check_later(time, state)
+        dtype = state.log_likelihood.dtype  # type: ignore[attr-defined]
+        return self._program(state, _array(y, dtype, 1), _array(inputs, dtype), _array(time, dtype))
+
+    @cached_property
+    def _program(self) -> Callable[..., Any]:
+        """``advance`` compiled; not part of the pytree, so that another one has to make its own."""
+        leaves, structure = jax.tree.flatten(self)
+        if any(isinstance(x, jax.core.Tracer) for x in leaves):
+            return self.advance
+        return _Prepared(leaves, structure)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the compiled program."""
+        return {name: part for name, part in vars(self).items() if name != "_program"}
+
+
+class _Prepared:
+    """An ``advance`` whose model is settled: what the model alone determines has been computed."""
+
+    def __init__(self, leaves: list[Any], structure: Any):
+        self.arrays = [x for x in leaves if _is_array(x)]
+        self.model = structure, tuple(jax.typeof(x) if _is_array(x) else x for x in leaves)
+        self.calls: dict[Any, tuple[Callable[..., Any], list[Any]]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        key = _signature(args)
+        call = self.calls.get(key)
+        if call is None:
+            prepare, run = _compiled(self.model, self.arrays, key, args)
+            with jax.ensure_compile_time_eval():  # what is kept must not be of a trace that ends
+                call = self.calls[key] = run, prepare(self.arrays)
+        run, values = call
+        return run(values, *args)
+
+
+_COMPILED: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+"""By everything of a filter and its arguments but numbers: the two compiled halves of its ``advance``."""
+
+
+def _compiled(model: Any, arrays: list[Any], key: Any, args: Any) -> Any:
+    if (model, key) not in _COMPILED:
+        if len(_COMPILED) >= 256:
+            _COMPILED.clear()
+        structure, leaves = model
+
+        def advance(arrays: list[Any], *args: Any) -> Any:
+            given = iter(arrays)
+            full = [next(given) if isinstance(x, jax.core.ShapedArray) else x for x in leaves]
+            return jax.tree.unflatten(structure, full).advance(*args)
+
+        _COMPILED[model, key] = tuple(map(jax.jit, in_two(advance, arrays, *args)))
+    return _COMPILED[model, key]
+
+
+def _signature(args: tuple[Any, ...]) -> Any:
+    """What distinguishes calls that need programs of their own."""
+    state, *given = args
+    shapes = tuple(None if x is None else x.shape for x in given)
+    return jax.tree.structure(state), state.log_likelihood.dtype, shapes
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray)
+
+
+def _array(x: Any, dtype: Any, least: int = 0) -> Any:
+    """An array of at least so many dimensions; None stays so.
+
+    What is no JAX array stays in NumPy's hands, which are quicker.
+    """
+    if x is None:
+        return None
+    if isinstance(x, np.ndarray | np.generic | float | int):
+        return np.array(x, dtype, ndmin=least)
+    x = jnp.asarray(x, dtype)
+    return x if x.ndim >= least else x[None]
 
 
 def check_later(time: Any, state: Any) -> None:
@@ -43,7 +143,7 @@ def check_later(time: Any, state: Any) -> None:
         ValueError: if it does not.
     """
     traced = any(isinstance(x, jax.core.Tracer) for x in (time, state.time))
-    if time is not None and not traced and state.index >= 0 and not time > state.time:
+    if not traced and int(state.index) >= 0 and not time > float(state.time):
         raise ValueError(
             f"`time` must be after the previous observation's, {float(state.time)}, got {time}."
         )
@@ -60,9 +160,12 @@ def next_step(
         inputs: shape ``(k,)`` or None.
         time: of the observation, or None.
     """
-    time = state.time + dt if time is None else time
     first = state.index < 0
-    return Step(state.index + 1, time, jnp.where(first, dt, time - state.time), inputs), first
+    if time is None:  # what depends on the interval alone can then be computed beforehand
+        time, since = state.time + dt, jnp.asarray(dt, state.time.dtype)
+    else:
+        since = jnp.where(first, dt, time - state.time)
+    return Step(state.index + 1, time, since, inputs), first
 
 
 def recent(

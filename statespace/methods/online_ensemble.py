@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.methods.ensemble_kalman import EnsembleKalman
-from statespace.methods.feeding import next_step, received, recent
+from statespace.methods.feeding import Fed, next_step, recent
 from statespace.methods.lowering import at
 from statespace.methods.particle_laws import InitialLaw
 from statespace.methods.particle_lowering import initial_law, on_clouds
@@ -43,7 +43,7 @@ class EnsembleOnlineState(NamedTuple):
         return jnp.std(self.members, axis=0, ddof=1)
 
 
-class EnsembleOnline(eqx.Module):
+class EnsembleOnline(Fed, eqx.Module):
     """An ensemble filter that is fed one observation at a time: see :func:`statespace.online`.
 
     What it draws at a moment depends on the key and the number of the moment alone, so that a run can be
@@ -65,37 +65,18 @@ class EnsembleOnline(eqx.Module):
         members = law.draw(key, self.method.members)
         return EnsembleOnlineState(members, zero, jnp.asarray(-1), zero - self.dt)
 
-    def update(
-        self, state: EnsembleOnlineState, y: Any, inputs: Any = None, time: Any = None
+    def advance(
+        self, state: EnsembleOnlineState, y: Array, inputs: Array | None, time: Array | None
     ) -> EnsembleOnlineState:
-        """The state after one more observation.
-
-        Args:
-            state: from ``init()`` or the previous ``update``.
-            y: the observation, shape ``(m,)`` or a number; NaN where missing.
-            inputs: shape ``(k,)``, where the model uses inputs.
-            time: when it was made; default: ``dt`` after the previous one.
-
-        Raises:
-            ValueError: if ``time`` is not after the previous observation.
-        """
-        return _update(self, state, *received(state, state.members.dtype, y, inputs, time))
-
-
-@eqx.filter_jit
-def _update(
-    online: EnsembleOnline,
-    state: EnsembleOnlineState,
-    y: Array,
-    inputs: Array | None,
-    time: Array | None,
-) -> EnsembleOnlineState:
-    model, method = online.model, online.method
-    step, first = next_step(state, online.dt, inputs, time)
-    clouds, moments = on_clouds(model, *recent(None, y, step))
-    moment = at(moments, -1)
-    key = jax.random.split(jax.random.fold_in(method.key, step.index))
-    move = lambda: clouds.propose(key[0], state.members, moment)
-    ahead = jax.lax.cond(first, lambda: state.members, move)
-    members, run = method.corrected(model, ahead, moment, key[1])
-    return EnsembleOnlineState(members, state.log_likelihood + run.pointwise, step.index, step.time)
+        """The state after one more observation, traced."""
+        model, method = self.model, self.method
+        step, first = next_step(state, self.dt, inputs, time)
+        clouds, moments = on_clouds(model, *recent(None, y, step))
+        moment = at(moments, -1)
+        key = jax.random.split(jax.random.fold_in(method.key, step.index))
+        move = lambda: clouds.propose(key[0], state.members, moment)
+        ahead = jax.lax.cond(first, lambda: state.members, move)
+        members, run = method.corrected(model, ahead, moment, key[1])
+        return EnsembleOnlineState(
+            members, state.log_likelihood + run.pointwise, step.index, step.time
+        )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.conditionals import aggregates
-from statespace.methods.feeding import next_step, received, recent
+from statespace.methods.feeding import Fed, next_step, recent
 from statespace.methods.forward_backward import ForwardBackward, initial_probs, transition
 from statespace.methods.potentials import log_potentials
 from statespace.model import Step
@@ -47,7 +47,7 @@ class FiniteOnlineState(NamedTuple):
     history: Float[Array, "p m"] | None
 
 
-class FiniteOnline(eqx.Module):
+class FiniteOnline(Fed, eqx.Module):
     """A filter that is fed one observation at a time: see :func:`statespace.online`.
 
     ``ForwardBackward(lag=L)`` makes it revise the last L states with each observation.
@@ -88,70 +88,53 @@ class FiniteOnline(eqx.Module):
             history=jnp.full((lags, channels), jnp.nan, dtype) if lags else None,
         )
 
-    def update(
-        self, state: FiniteOnlineState, y: Any, inputs: Any = None, time: Any = None
+    def advance(
+        self, state: FiniteOnlineState, y: Array, inputs: Array | None, time: Array | None
     ) -> FiniteOnlineState:
-        """The state after one more observation.
+        """The state after one more observation, traced."""
+        model, dtype = self.model, state.probs.dtype
+        step, first = next_step(state, self.dt, inputs, time)
+        kernel = model.transition.matrix(step).astype(dtype)
+        predicted = jnp.where(first, initial_probs(model, step), state.parts @ kernel)
 
-        Args:
-            state: from ``init()`` or the previous ``update``.
-            y: the observation, shape ``(m,)`` or a number; NaN where missing.
-            inputs: shape ``(k,)``, where the model uses inputs.
-            time: when it was made; default: ``dt`` after the previous one.
+        aggregate = model.transition.aggregate
+        fold = lambda p: aggregates.fold(aggregate, p)
+        states = aggregates.count(aggregate, len(predicted))
+        potential = _potential(model.observation, state.history, y, step, states)
+        weights = jnp.log(predicted) + aggregates.expand(aggregate, potential[None])[0]
+        evidence = jax.nn.logsumexp(weights)
+        possible = jnp.isfinite(evidence)
+        probs = jnp.where(
+            possible, jnp.exp(weights - jnp.where(possible, evidence, 0.0)), predicted
+        )
 
-        Raises:
-            ValueError: if ``time`` is not after the previous observation.
-        """
-        return _update(self, state, *received(state, state.probs.dtype, y, inputs, time))
+        def back(ratios: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            kernel, past, forward = at
+            smoothed = past * (kernel @ ratios)
+            return _ratio(smoothed, forward), smoothed
 
-
-@eqx.filter_jit
-def _update(
-    filter: FiniteOnline,
-    state: FiniteOnlineState,
-    y: Array,
-    inputs: Array | None,
-    time: Array | None,
-) -> FiniteOnlineState:
-    model, dtype = filter.model, state.probs.dtype
-    step, first = next_step(state, filter.dt, inputs, time)
-    kernel = model.transition.matrix(step).astype(dtype)
-    predicted = jnp.where(first, initial_probs(model, step), state.parts @ kernel)
-
-    aggregate = model.transition.aggregate
-    fold = lambda p: aggregates.fold(aggregate, p)
-    states = aggregates.count(aggregate, len(predicted))
-    potential = _potential(model.observation, state.history, y, step, states)
-    weights = jnp.log(predicted) + aggregates.expand(aggregate, potential[None])[0]
-    evidence = jax.nn.logsumexp(weights)
-    possible = jnp.isfinite(evidence)
-    probs = jnp.where(possible, jnp.exp(weights - jnp.where(possible, evidence, 0.0)), predicted)
-
-    def back(ratios: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        kernel, past, forward = at
-        smoothed = past * (kernel @ ratios)
-        return _ratio(smoothed, forward), smoothed
-
-    lag = filter.method.lag
-    keep = lambda new, old: jnp.concatenate([new[None], old])[:lag]
-    kernels = keep(kernel, state.kernels)
-    _, revised = jax.lax.scan(back, _ratio(probs, predicted), (kernels, state.past, state.forward))
-    history = state.history
-    if history is not None:
-        history = jnp.concatenate([y[None], history[:-1]])
-    return FiniteOnlineState(
-        probs=fold(probs),
-        predicted=fold(predicted),
-        smoothed=fold(jnp.concatenate([probs[None], revised])),
-        log_likelihood=state.log_likelihood + evidence,
-        index=step.index,
-        time=step.time,
-        parts=probs,
-        past=keep(probs, state.past),
-        forward=keep(predicted, state.forward),
-        kernels=kernels,
-        history=history,
-    )
+        lag = self.method.lag
+        keep = lambda new, old: jnp.concatenate([new[None], old])[:lag]
+        kernels = keep(kernel, state.kernels)
+        _, revised = jax.lax.scan(
+            back, _ratio(probs, predicted), (kernels, state.past, state.forward)
+        )
+        history = state.history
+        if history is not None:
+            history = jnp.concatenate([y[None], history[:-1]])
+        return FiniteOnlineState(
+            probs=fold(probs),
+            predicted=fold(predicted),
+            smoothed=fold(jnp.concatenate([probs[None], revised])),
+            log_likelihood=state.log_likelihood + evidence,
+            index=step.index,
+            time=step.time,
+            parts=probs,
+            past=keep(probs, state.past),
+            forward=keep(predicted, state.forward),
+            kernels=kernels,
+            history=history,
+        )
 
 
 def _ratio(smoothed: Array, predicted: Array) -> Array:

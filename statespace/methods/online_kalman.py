@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from statespace.chains.gaussian import diffuse
 from statespace.chains.gaussian.covariances import predict
 from statespace.chains.gaussian.step import evidence, gains, move
-from statespace.methods.feeding import next_step, received
+from statespace.methods.feeding import Fed, next_step
 from statespace.methods.gaussian_lowering import initial_law, linear, noise
 from statespace.methods.gaussian_method import GaussianMethod
 from statespace.model import Step
@@ -67,12 +67,13 @@ class Predicted(NamedTuple):
     known: diffuse.Partial
 
 
-class GaussianOnline(eqx.Module):
+class GaussianOnline(Fed, eqx.Module):
     """A Gaussian filter that is fed one observation at a time; what an observation says is left open."""
 
     model: Any
     method: GaussianMethod
     dt: float = eqx.field(static=True)
+    predicts = True
 
     def __check_init__(self) -> None:
         initial_law(self.model, _first_step(self.dt))
@@ -107,22 +108,39 @@ class GaussianOnline(eqx.Module):
             constant=zero,
         )
 
-    def update(
-        self, state: OnlineState, y: Any, inputs: Any = None, time: Any = None
+    def advance(
+        self, state: OnlineState, y: Array | None, inputs: Array | None, time: Array | None
     ) -> OnlineState:
-        """The state after one more observation.
+        """The state after one more observation, traced."""
+        model, form, dtype = self.model, self.form, state.mean.dtype
+        step, first = next_step(state, self.dt, inputs, time)
+        law, moves = initial_law(model, step), model.transition.at(step)
 
-        Args:
-            state: from ``init()`` or the previous ``update``.
-            y: the observation, shape ``(m,)`` or a number; NaN where missing, None for a prediction.
-            inputs: shape ``(k,)``, where the model uses inputs.
-            time: when it was made; default: ``dt`` after the previous one.
+        start = law.mean[:, None]
+        if law.diffuse is not None:
+            start = jnp.concatenate([start, law.diffuse.astype(dtype)], axis=1)
+        p0 = noise(law, form)
+        p0 = predict(jnp.zeros_like(state.spread), jnp.eye(len(p0), dtype=dtype), p0, form)
+        columns = jnp.where(first, start, move(state.columns, moves.matrix, moves.offset))
+        spread = jnp.where(first, p0, predict(state.spread, moves.matrix, noise(moves, form), form))
 
-        Raises:
-            ValueError: if ``time`` is not after the previous observation.
-        """
-        return _update(
-            self, state, *received(state, state.mean.dtype, y, inputs, time, optional=True)
+        known = diffuse.integrate_identified(state.gram)
+        new = self.see(step, Predicted(columns, spread, known), y)
+        constant, gram = state.constant + new.constant, state.gram + new.gram
+        after = diffuse.integrate_identified(gram)
+        covariance = new.spread if form == "covariance" else new.spread @ new.spread.T
+        mean, covariance = diffuse.moments(new.columns, covariance, after)
+        return OnlineState(
+            mean=mean,
+            covariance=covariance,
+            predicted_mean=new.predicted_mean,
+            log_likelihood=constant + after.log_evidence,
+            index=step.index,
+            time=step.time,
+            columns=new.columns,
+            spread=new.spread,
+            gram=gram,
+            constant=constant,
         )
 
 
@@ -148,43 +166,3 @@ class Online(GaussianOnline):
 
 def _first_step(dt: float) -> Step:
     return Step(0, 0.0, dt)
-
-
-@eqx.filter_jit
-def _update(
-    filter: GaussianOnline,
-    state: OnlineState,
-    y: Array | None,
-    inputs: Array | None,
-    time: Array | None,
-) -> OnlineState:
-    model, form, dtype = filter.model, filter.form, state.mean.dtype
-    step, first = next_step(state, filter.dt, inputs, time)
-    law, moves = initial_law(model, step), model.transition.at(step)
-
-    start = law.mean[:, None]
-    if law.diffuse is not None:
-        start = jnp.concatenate([start, law.diffuse.astype(dtype)], axis=1)
-    p0 = noise(law, form)
-    p0 = predict(jnp.zeros_like(state.spread), jnp.eye(len(p0), dtype=dtype), p0, form)
-    columns = jnp.where(first, start, move(state.columns, moves.matrix, moves.offset))
-    spread = jnp.where(first, p0, predict(state.spread, moves.matrix, noise(moves, form), form))
-
-    known = diffuse.integrate_identified(state.gram)
-    new = filter.see(step, Predicted(columns, spread, known), y)
-    constant, gram = state.constant + new.constant, state.gram + new.gram
-    after = diffuse.integrate_identified(gram)
-    covariance = new.spread if form == "covariance" else new.spread @ new.spread.T
-    mean, covariance = diffuse.moments(new.columns, covariance, after)
-    return OnlineState(
-        mean=mean,
-        covariance=covariance,
-        predicted_mean=new.predicted_mean,
-        log_likelihood=constant + after.log_evidence,
-        index=step.index,
-        time=step.time,
-        columns=new.columns,
-        spread=new.spread,
-        gram=gram,
-        constant=constant,
-    )

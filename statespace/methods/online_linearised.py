@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from statespace.chains.gaussian.algebra import matmul_t
 from statespace.chains.gaussian.covariances import full_carry, predict
 from statespace.chains.gaussian.step import move
-from statespace.methods.feeding import next_step, received
+from statespace.methods.feeding import Fed, next_step
 from statespace.methods.gaussian_lowering import initial_law, noise
 from statespace.methods.linearised import Linearised, make_affine, proper, update
 from statespace.model import Step
@@ -37,7 +37,7 @@ class LinearisedState(NamedTuple):
     spread: Float[Array, "n n"]
 
 
-class OnlineLinearised(eqx.Module):
+class OnlineLinearised(Fed, eqx.Module):
     """A linearising filter that is fed one observation at a time: see :func:`statespace.online`."""
 
     model: Any
@@ -66,46 +66,27 @@ class OnlineLinearised(eqx.Module):
         covariance = spread if form == "covariance" else matmul_t(spread, spread)
         return LinearisedState(law.mean, covariance, zero, jnp.asarray(-1), zero - self.dt, spread)
 
-    def update(
-        self, state: LinearisedState, y: Any, inputs: Any = None, time: Any = None
+    def advance(
+        self, state: LinearisedState, y: Array, inputs: Array | None, time: Array | None
     ) -> LinearisedState:
-        """The state after one more observation.
-
-        Args:
-            state: from ``init()`` or the previous ``update``.
-            y: the observation, shape ``(m,)`` or a number; NaN where missing.
-            inputs: shape ``(k,)``, where the model uses inputs.
-            time: when it was made; default: ``dt`` after the previous one.
-
-        Raises:
-            ValueError: if ``time`` is not after the previous observation.
-        """
-        return _update(self, state, *received(state, state.mean.dtype, y, inputs, time))
-
-
-@eqx.filter_jit
-def _update(
-    filter: OnlineLinearised,
-    state: LinearisedState,
-    y: Array,
-    inputs: Array | None,
-    time: Array | None,
-) -> LinearisedState:
-    model, rule, form = filter.model, filter.method.linearisation, filter.form
-    step, first = next_step(state, filter.dt, inputs, time)
-    moves = make_affine(model.transition, step, rule, state.mean, state.spread, form, "transition")
-    mean = move(state.mean[:, None], moves.matrix, moves.offset)[:, 0]
-    mean = jnp.where(first, state.mean, mean)
-    spread = predict(state.spread, moves.matrix, moves.noise, form)
-    spread = jnp.where(first, state.spread, spread)
-    mask = ~jnp.isnan(y)
-    y = jnp.where(mask, y, 0)
-    mean, spread, _, log_density = update(model, step, rule, mean, spread, y, mask, form)
-    return LinearisedState(
-        mean=mean,
-        covariance=spread if form == "covariance" else matmul_t(spread, spread),
-        log_likelihood=state.log_likelihood + log_density,
-        index=step.index,
-        time=step.time,
-        spread=spread,
-    )
+        """The state after one more observation, traced."""
+        model, rule, form = self.model, self.method.linearisation, self.form
+        step, first = next_step(state, self.dt, inputs, time)
+        moves = make_affine(
+            model.transition, step, rule, state.mean, state.spread, form, "transition"
+        )
+        mean = move(state.mean[:, None], moves.matrix, moves.offset)[:, 0]
+        mean = jnp.where(first, state.mean, mean)
+        spread = predict(state.spread, moves.matrix, moves.noise, form)
+        spread = jnp.where(first, state.spread, spread)
+        mask = ~jnp.isnan(y)
+        y = jnp.where(mask, y, 0)
+        mean, spread, _, log_density = update(model, step, rule, mean, spread, y, mask, form)
+        return LinearisedState(
+            mean=mean,
+            covariance=spread if form == "covariance" else matmul_t(spread, spread),
+            log_likelihood=state.log_likelihood + log_density,
+            index=step.index,
+            time=step.time,
+            spread=spread,
+        )

@@ -8,9 +8,9 @@ import equinox as eqx
 from jaxtyping import Array
 
 from statespace.chains.particle.paris import estimate, start, update
-from statespace.methods.feeding import received
+from statespace.methods.feeding import Fed
 from statespace.methods.functional_lowering import sums_of
-from statespace.methods.online_particle import ParticleOnline, ParticleOnlineState, advance
+from statespace.methods.online_particle import ParticleOnline, ParticleOnlineState, passed
 
 
 class ParisOnlineState(NamedTuple):
@@ -37,8 +37,18 @@ class ParisOnlineState(NamedTuple):
         """Log of an unbiased estimate of ``p(y_{0:t})``."""
         return self.filter.log_likelihood
 
+    @property
+    def index(self) -> Array:  # type: ignore[override]  # not the method of tuples
+        """The moment t; -1 before the first."""
+        return self.filter.index
 
-class ParisOnline(eqx.Module):
+    @property
+    def time(self) -> Array:
+        """Its time."""
+        return self.filter.time
+
+
+class ParisOnline(Fed, eqx.Module):
     """A filter that is fed one observation at a time and expects a functional: see :func:`statespace.online`.
 
     Example:
@@ -61,47 +71,26 @@ class ParisOnline(eqx.Module):
         """
         return ParisOnlineState(self._filter.init(channels))
 
-    def update(
-        self, state: ParisOnlineState, y: Any, inputs: Any = None, time: Any = None
+    def advance(
+        self, state: ParisOnlineState, y: Array, inputs: Array | None, time: Array | None
     ) -> ParisOnlineState:
-        """The state after one more observation.
-
-        Args:
-            state: from ``init()`` or the previous ``update``.
-            y: the observation, shape ``(m,)`` or a number; NaN where missing.
-            inputs: shape ``(k,)``, where the model uses inputs.
-            time: when it was made; default: ``dt`` after the previous one.
-
-        Raises:
-            TypeError: if the transition of the model has no density.
-            ValueError: if ``time`` is not after the previous observation.
-        """
-        dtype = state.filter.log_weights.dtype
-        return _update(self, state, *received(state.filter, dtype, y, inputs, time))
+        """The state after one more observation, traced."""
+        model, method = self.model, self.method
+        sums = sums_of(method.functional, model)
+        filter, chain, passage = passed(self._filter, state.filter, y, inputs, time)
+        random, before, ancestors, after, moment = passage
+        if state.statistics is None:
+            statistics = start(sums, after, moment)
+        else:
+            kernel = method.kernel_of(model, chain)
+            numbers = kernel(
+                random, chain, moment, before, after.particles, ancestors, method.draws
+            )
+            statistics = update(
+                sums, state.statistics, before.particles, after.particles, numbers, moment
+            )
+        return ParisOnlineState(filter, estimate(after, statistics), statistics)
 
     @property
     def _filter(self) -> ParticleOnline:
         return ParticleOnline(self.model, self.method, self.dt)
-
-
-@eqx.filter_jit
-def _update(
-    online: ParisOnline,
-    state: ParisOnlineState,
-    y: Array,
-    inputs: Array | None,
-    time: Array | None,
-) -> ParisOnlineState:
-    model, method = online.model, online.method
-    sums = sums_of(method.functional, model)
-    filter, chain, passage = advance(online._filter, state.filter, y, inputs, time)
-    random, before, ancestors, after, moment = passage
-    if state.statistics is None:
-        statistics = start(sums, after, moment)
-    else:
-        kernel = method.kernel_of(model, chain)
-        numbers = kernel(random, chain, moment, before, after.particles, ancestors, method.draws)
-        statistics = update(
-            sums, state.statistics, before.particles, after.particles, numbers, moment
-        )
-    return ParisOnlineState(filter, estimate(after, statistics), statistics)

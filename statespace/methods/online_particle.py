@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from statespace.chains.particle.recursion import Kernel
 from statespace.chains.particle.resampling import resampling_named
 from statespace.chains.particle.types import Chain, Cloud, Passage, Random
-from statespace.methods.feeding import next_step, received, recent
+from statespace.methods.feeding import Fed, next_step, recent
 from statespace.methods.lowering import at
 from statespace.methods.particle_laws import InitialLaw
 from statespace.methods.particle_lowering import initial_law, states_of
@@ -61,7 +61,7 @@ class ParticleOnlineState(NamedTuple):
         return jax.tree.map(lambda x: jnp.sqrt(jnp.tensordot(weights, x, axes=1)), squares)
 
 
-class ParticleOnline(eqx.Module):
+class ParticleOnline(Fed, eqx.Module):
     """A filter that is fed one observation at a time: see :func:`statespace.online`.
 
     What it draws at a moment depends on the key and the number of the moment alone, so that a run can be
@@ -98,35 +98,14 @@ class ParticleOnline(eqx.Module):
             history=jnp.full((lags, channels), jnp.nan, dtype) if lags else None,
         )
 
-    def update(
-        self, state: ParticleOnlineState, y: Any, inputs: Any = None, time: Any = None
+    def advance(
+        self, state: ParticleOnlineState, y: Array, inputs: Array | None, time: Array | None
     ) -> ParticleOnlineState:
-        """The state after one more observation.
-
-        Args:
-            state: from ``init()`` or the previous ``update``.
-            y: the observation, shape ``(m,)`` or a number; NaN where missing.
-            inputs: shape ``(k,)``, where the model uses inputs.
-            time: when it was made; default: ``dt`` after the previous one.
-
-        Raises:
-            ValueError: if ``time`` is not after the previous observation.
-        """
-        return _update(self, state, *received(state, state.log_weights.dtype, y, inputs, time))
+        """The state after one more observation, traced."""
+        return passed(self, state, y, inputs, time)[0]
 
 
-@eqx.filter_jit
-def _update(
-    online: ParticleOnline,
-    state: ParticleOnlineState,
-    y: Array,
-    inputs: Array | None,
-    time: Array | None,
-) -> ParticleOnlineState:
-    return advance(online, state, y, inputs, time)[0]
-
-
-def advance(
+def passed(
     online: ParticleOnline,
     state: ParticleOnlineState,
     y: Array,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.chains.particle import switching
-from statespace.methods.feeding import next_step, received, recent
+from statespace.methods.feeding import Fed, next_step, recent
 from statespace.methods.rao_blackwellised import RaoBlackwellised
 from statespace.model import Step
 from statespace.series import Series
@@ -38,12 +38,13 @@ class SwitchingOnlineState(NamedTuple):
     paths: switching.Paths
 
 
-class SwitchingOnline(eqx.Module):
+class SwitchingOnline(Fed, eqx.Module):
     """A filter that is fed one observation at a time: see :func:`statespace.online`."""
 
     model: Any
     method: RaoBlackwellised
     dt: float = eqx.field(static=True)
+    predicts = True
 
     def __check_init__(self) -> None:
         self.method.check(self.model, self._moment(None, None, 0.0, self.dt))
@@ -71,22 +72,38 @@ class SwitchingOnline(eqx.Module):
             none,
         )
 
-    def update(
-        self, state: SwitchingOnlineState, y: Any, inputs: Any = None, time: Any = None
+    def advance(
+        self, state: SwitchingOnlineState, y: Array | None, inputs: Array | None, time: Array | None
     ) -> SwitchingOnlineState:
-        """The state after one more observation.
-
-        Args:
-            state: from ``init()`` or the previous ``update``.
-            y: the observation, shape ``(m,)`` or a number; NaN where missing, None for a prediction.
-            inputs: shape ``(k,)``, where the model uses inputs.
-            time: when it was made; default: ``dt`` after the previous one.
-
-        Raises:
-            ValueError: if ``time`` is not after the previous observation.
-        """
-        given = received(state, state.mean.dtype, y, inputs, time, optional=True)
-        return _update(self, state, *given)
+        """The state after one more observation, traced."""
+        step, first = next_step(state, self.dt, inputs, time)
+        method = self.method
+        chain, form = method.lower(self.model, self._moment(y, inputs, step.time, step.dt))
+        key = jax.random.fold_in(method._keys()[0], step.index)
+        regimes, value = chain.at(0)
+        later = switching.successors(state.paths, regimes, value, form)
+        fresh = switching.beginnings(chain, form)
+        # before the first moment no path has a weight, and its successors none
+        candidates = jax.tree.map(
+            lambda new, old: jnp.concatenate([new.astype(old.dtype), old]), fresh, later
+        )
+        count = len(chain.log_probs)
+        masked = jnp.where(jnp.arange(len(candidates.log_weights)) < count, first, ~first)
+        log_weights = jnp.where(masked, candidates.log_weights, -jnp.inf)
+        candidates = candidates._replace(log_weights=log_weights)
+        u = jax.random.uniform(key, (), value.dtype)
+        paths, (_, probs, mean, covariance, _, total) = switching.narrow(
+            candidates, u, method.particles, count, form
+        )
+        return SwitchingOnlineState(
+            mean,
+            covariance,
+            probs,
+            state.log_likelihood + total,
+            step.index,
+            step.time,
+            paths,
+        )
 
     def _moment(self, y: Any, inputs: Any, time: Any, dt: Any) -> Series:
         """A recording of one moment."""
@@ -94,41 +111,3 @@ class SwitchingOnline(eqx.Module):
         value = jnp.full(m, jnp.nan) if y is None else y
         step = Step(0, jnp.asarray(time, value.dtype), jnp.asarray(dt, value.dtype), inputs)
         return recent(None, value, step)[0]
-
-
-@eqx.filter_jit
-def _update(
-    filter: SwitchingOnline,
-    state: SwitchingOnlineState,
-    y: Array | None,
-    inputs: Array | None,
-    time: Array | None,
-) -> SwitchingOnlineState:
-    step, first = next_step(state, filter.dt, inputs, time)
-    method = filter.method
-    chain, form = method.lower(filter.model, filter._moment(y, inputs, step.time, step.dt))
-    key = jax.random.fold_in(method._keys()[0], step.index)
-    regimes, value = chain.at(0)
-    later = switching.successors(state.paths, regimes, value, form)
-    fresh = switching.beginnings(chain, form)
-    # before the first moment no path has a weight, and its successors none
-    candidates = jax.tree.map(
-        lambda new, old: jnp.concatenate([new.astype(old.dtype), old]), fresh, later
-    )
-    count = len(chain.log_probs)
-    masked = jnp.where(jnp.arange(len(candidates.log_weights)) < count, first, ~first)
-    log_weights = jnp.where(masked, candidates.log_weights, -jnp.inf)
-    candidates = candidates._replace(log_weights=log_weights)
-    u = jax.random.uniform(key, (), value.dtype)
-    paths, (_, probs, mean, covariance, _, total) = switching.narrow(
-        candidates, u, method.particles, count, form
-    )
-    return SwitchingOnlineState(
-        mean,
-        covariance,
-        probs,
-        state.log_likelihood + total,
-        step.index,
-        step.time,
-        paths,
-    )
