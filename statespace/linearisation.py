@@ -17,10 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from statespace import angles
 from statespace.chains.gaussian import Form
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import root
 from statespace.conditionals.affine import psd_factor
+from statespace.methods.lowering import dependence
+
+_FEW = 2048  # products up to which a sum over points is written out
 
 
 class Affine(NamedTuple):
@@ -35,6 +39,21 @@ class Affine(NamedTuple):
     matrix: Float[Array, "m n"]
     offset: Float[Array, " m"]
     noise: Float[Array, "m k"]
+
+
+class Joint(NamedTuple):
+    """What belongs to ``y`` in the joint law of ``y`` and the state ``x ~ N(m, P)``.
+
+    Attributes:
+        mean: of ``y``, shape ``(m,)``.
+        cross: ``Cov(y, x)``, shape ``(m, n)``; in the "sqrt" form ``Cov(y, z)`` with ``x = m + U z``.
+        own: ``Cov(y)``, shape ``(m, m)``; in the "sqrt" form columns ``(m, k)`` that make
+            ``[cross, own]`` a factor of it.
+    """
+
+    mean: Float[Array, " m"]
+    cross: Float[Array, "m n"]
+    own: Float[Array, "m k"]
 
 
 Moments = Callable[[Array], tuple[Array, Array]]
@@ -61,6 +80,24 @@ class Linearisation(eqx.Module):
             form: which of the two, for the state as for the noises.
         """
 
+    def joint(
+        self,
+        moments: Moments,
+        mean: Float[Array, " n"],
+        spread: Float[Array, "n n"],
+        form: Form = "covariance",
+    ) -> Joint:
+        """The joint moments that the affine stand-in has with the state, which is all that a filter needs.
+
+        Args:
+            moments: of the conditional, at one state.
+            mean: of the state, shape ``(n,)``.
+            spread: its covariance, or in the "sqrt" form a lower triangular factor of it.
+            form: which of the two, for the state as for the result.
+        """
+        matrix, offset, noise = self(moments, mean, spread, form)
+        return propagated(la.matmul(matrix, mean[:, None])[:, 0] + offset, matrix, noise, spread, form)
+
 
 class Taylor(Linearisation):
     """Taylor's expansion at the mean (Jazwinski 1970, chapter 9).
@@ -82,6 +119,19 @@ class Taylor(Linearisation):
         self, moments: Moments, mean: Array, spread: Array, form: Form = "covariance"
     ) -> Affine:
         """The expansion at the mean; ``spread`` matters to the second order only."""
+        value, matrix, noise = self._expanded(moments, mean, spread, form)
+        return Affine(matrix, value - matrix @ mean, noise)
+
+    def joint(
+        self, moments: Moments, mean: Array, spread: Array, form: Form = "covariance"
+    ) -> Joint:
+        """The joint moments under the expansion at the mean."""
+        return propagated(*self._expanded(moments, mean, spread, form), spread, form)
+
+    def _expanded(
+        self, moments: Moments, mean: Array, spread: Array, form: Form
+    ) -> tuple[Array, Array, Array]:
+        """Value, slope and noise at the mean."""
         value, noise = moments(mean)
         function = lambda x: moments(x)[0]
         matrix = jax.jacfwd(function)(mean)
@@ -92,7 +142,31 @@ class Taylor(Linearisation):
             value = value + 0.5 * jnp.trace(bent, axis1=1, axis2=2)
             rows = bent.reshape(len(value), -1) / np.sqrt(2)
             noise = _together(noise, rows, form)
-        return Affine(matrix, value - matrix @ mean, noise)
+        return value, matrix, noise
+
+
+class _Transformed(NamedTuple):
+    """A rule's points and what a conditional makes of them.
+
+    Attributes:
+        root: factor ``U`` of the state's covariance.
+        standard: the points ``z`` in standard coordinates, where the state is ``m + U z``.
+        weights: of covariances.
+        mean: of the values.
+        deviations: of the values from it.
+        cross: ``Cov(y, z)``.
+        noises: at each point; one for all where it does not depend on the state.
+        shares: the weights of the noises.
+    """
+
+    root: Float[Array, "n n"]
+    standard: Float[Array, "p n"]
+    weights: Float[Array, " p"]
+    mean: Float[Array, " m"]
+    deviations: Float[Array, "p m"]
+    cross: Float[Array, "m n"]
+    noises: Float[Array, "q m k"]
+    shares: Float[Array, " q"]
 
 
 class SigmaPoints(Linearisation):
@@ -110,27 +184,47 @@ class SigmaPoints(Linearisation):
         self, moments: Moments, mean: Array, spread: Array, form: Form = "covariance"
     ) -> Affine:
         """The regression on the rule's points, with what it leaves out as noise."""
-        standard, w_mean, w_covariance = self.points(len(mean))
-        dtype = mean.dtype
-        z, w, v = (jnp.asarray(a, dtype) for a in (standard, w_mean, w_covariance))
-        u = spread if form == "sqrt" else lower_factor(spread)
-        at = mean + z @ u.T
-        values, noises = jax.vmap(moments)(at)
-        value = w @ values
-        cross = la.t_matmul(values, z * w[:, None])  # Cov(y, z) in standard coordinates
-        matrix = _divide(cross, u)
-        left = values - value - la.matmul_t(z, cross)
-        if form == "covariance":
-            rest = la.t_matmul(left, left * v[:, None])
-            noise = la.symmetric(rest) + jnp.tensordot(w, noises, 1)
-        elif (w_covariance >= 0).all() and (w_mean >= 0).all():
-            own = jnp.moveaxis(noises * jnp.sqrt(w)[:, None, None], 0, 1).reshape(len(value), -1)
-            rest = left.T * jnp.sqrt(v)
-            noise = la.tria(jnp.concatenate([rest, own], axis=1))
-        else:  # a difference of covariances has no factor but its own
-            covariances = jnp.einsum("p,pik,pjk->ij", w, noises, noises)
-            noise = psd_factor(la.symmetric(left.T @ (left * v[:, None])) + covariances)
-        return Affine(matrix, value - matrix @ mean, noise)
+        t = self._transformed(moments, mean, spread, form)
+        matrix = _divide(t.cross, t.root)
+        noise = self._left_out(t) if form == "sqrt" else _covariance(t, _unexplained(t))
+        return Affine(matrix, t.mean - matrix @ mean, noise)
+
+    def joint(
+        self, moments: Moments, mean: Array, spread: Array, form: Form = "covariance"
+    ) -> Joint:
+        """The rule's joint moments, without a regression."""
+        t = self._transformed(moments, mean, spread, form)
+        if form == "sqrt":
+            return Joint(t.mean, t.cross, self._left_out(t))
+        return Joint(t.mean, la.matmul_t(t.cross, t.root), _covariance(t, t.deviations))
+
+    def _transformed(
+        self, moments: Moments, mean: Array, spread: Array, form: Form
+    ) -> _Transformed:
+        z, w, v = (jnp.asarray(a, mean.dtype) for a in self.points(len(mean)))
+        root = spread if form == "sqrt" else lower_factor(spread)
+        at = mean + la.matmul_t(z, root)
+        values = jax.vmap(lambda x: moments(x)[0])(at)
+        if _noise_varies(moments, mean):
+            noises, shares = jax.vmap(lambda x: moments(x)[1])(at), w
+        else:
+            noises, shares = moments(mean)[1][None], jnp.ones(1, w.dtype)
+        value = jnp.sum(w[:, None] * values, axis=0)
+        deviations = values - value
+        cross = _second_moment(w, deviations, z)
+        return _Transformed(root, z, v, value, deviations, cross, noises, shares)
+
+    def _left_out(self, t: _Transformed) -> Float[Array, "m k"]:
+        """Columns of a factor of what the regression leaves out."""
+        left = _unexplained(t)
+        _, w, v = self.points(t.standard.shape[1])
+        if (v >= 0).all() and (w >= 0).all():
+            own = jnp.moveaxis(t.noises * jnp.sqrt(t.shares)[:, None, None], 0, 1)
+            rest = left.T * jnp.sqrt(t.weights)
+            return la.tria(jnp.concatenate([rest, own.reshape(len(rest), -1)], axis=1))
+        # a difference of covariances has no factor but its own
+        own = jnp.einsum("p,pik,pjk->ij", t.shares, t.noises, t.noises)
+        return psd_factor(la.symmetric(_second_moment(t.weights, left, left)) + own)
 
 
 class Cubature(SigmaPoints):
@@ -280,7 +374,8 @@ def mean_and_noise(law: Any, form: Form, name: str) -> tuple[Array, Array]:
             "linearisation needs independent channels, MultivariateNormal or MultivariateStudentT."
         )
     mean = jnp.atleast_1d(law.mean)
-    variance = jnp.broadcast_to(jnp.atleast_1d(law.variance), mean.shape)
+    variance = angles.variance(base.concentration) if angles.are_angles(base) else law.variance
+    variance = jnp.broadcast_to(jnp.atleast_1d(variance), mean.shape)
     return mean, jnp.diag(jnp.sqrt(variance) if form == "sqrt" else variance)
 
 
@@ -288,6 +383,47 @@ def lower_factor(covariance: Array) -> Array:
     """A lower triangular factor of a covariance that may be singular."""
     factor = root(covariance)
     return factor if len(factor) <= la.UNROLLED else la.tria(factor)
+
+
+def propagated(
+    value: Float[Array, " m"],
+    matrix: Float[Array, "m n"],
+    noise: Float[Array, "m k"],
+    spread: Float[Array, "n n"],
+    form: Form,
+) -> Joint:
+    """The joint moments of ``y = value + F (x - m) + noise`` with the state."""
+    cross = la.matmul(matrix, spread)
+    if form == "sqrt":
+        return Joint(value, cross, noise)
+    return Joint(value, cross, la.symmetric(la.matmul_t(cross, matrix)) + noise)
+
+
+def _noise_varies(moments: Moments, x: Array) -> bool:
+    """Whether the noise depends on the state; if not, one point tells it."""
+    program: Any = jax.make_jaxpr(moments)(x)
+    return dependence(program.jaxpr, [True])[1]
+
+
+def _second_moment(
+    w: Float[Array, " p"], a: Float[Array, "p m"], b: Float[Array, "p n"]
+) -> Float[Array, "m n"]:
+    """``sum_p w_p a_p b_p^T``; in few numbers without a `dot`, for the sake of loops (``chains.gaussian.algebra``)."""
+    if a.shape[0] * a.shape[1] * b.shape[1] > _FEW:
+        return (a * w[:, None]).T @ b
+    return jnp.sum(w[:, None, None] * (a[:, :, None] * b[:, None, :]), axis=0)
+
+
+def _unexplained(t: _Transformed) -> Float[Array, "p m"]:
+    """What the regression leaves of the values at the points."""
+    return t.deviations - la.matmul_t(t.standard, t.cross)
+
+
+def _covariance(t: _Transformed, deviations: Float[Array, "p m"]) -> Float[Array, "m m"]:
+    """That of the deviations together with the mean noise."""
+    return la.symmetric(_second_moment(t.weights, deviations, deviations)) + jnp.sum(
+        t.shares[:, None, None] * t.noises, axis=0
+    )
 
 
 def _divide(cross: Float[Array, "m n"], lower: Float[Array, "n n"]) -> Float[Array, "m n"]:

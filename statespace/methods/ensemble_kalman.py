@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from statespace import angles
 from statespace.chains import ensemble as chain
 from statespace.chains.moments import compensated_sum
 from statespace.localisation import Localisation
@@ -177,6 +178,10 @@ class EnsembleKalman(eqx.Module):
         look = lambda x: noise_at(model.observation, step, x, "covariance", "observation")
         seen, noises = jax.vmap(look)(ahead)
         noise = jnp.mean(noises, axis=0)
+        if angles.given_by(model.observation, ahead[0], step):
+            seen = angles.nearest(seen, seen[0])
+            centre = jnp.mean(seen, axis=0)
+            seen = seen + angles.nearest(centre, jnp.where(mask, moment.y, 0)) - centre
         predicted = jnp.mean(seen, axis=0)
         spread = jnp.sqrt(jnp.var(seen, axis=0, ddof=1) + jnp.diagonal(noise))
         both = mask[:, None] & mask[None, :]

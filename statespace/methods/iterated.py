@@ -11,11 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from statespace import angles
 from statespace.chains import gaussian
 from statespace.chains.gaussian import algebra as la
 from statespace.linearisation import Affine, Linearisation, Taylor, lower_factor
 from statespace.methods.gaussian_method import GaussianMethod, Lowered
-from statespace.methods.linearised import Linearised, check_conditionals, make_affine, noise_at
+from statespace.methods.linearised import (
+    Linearised,
+    check_conditionals,
+    make_affine,
+    noise_at,
+    observed_affine,
+)
 from statespace.methods.lowering import steps_of
 from statespace.model import Step
 from statespace.posterior import GaussianPosterior
@@ -199,23 +206,22 @@ class _Problem(NamedTuple):
         if self.form == "sqrt":
             spread = jax.vmap(lower_factor)(spread)
 
-        def one(name: str) -> Callable[..., Affine]:
-            conditional = getattr(self.model, name)
-            dtype = states.mean.dtype
+        model, rule, form = self.model, self.rule, self.form
 
-            def affine(step: Step, mean: Array, spread: Array) -> Affine:
-                made = make_affine(conditional, step, self.rule, mean, spread, self.form, name)
-                return Affine(*(a.astype(dtype) for a in made))
+        def see(step: Step, mean: Array, spread: Array, y: Array) -> Affine:
+            return observed_affine(model, step, rule, mean, spread, y, form)
 
-            return affine
+        def move(step: Step, mean: Array, spread: Array) -> Affine:
+            made = make_affine(model.transition, step, rule, mean, spread, form, "transition")
+            return Affine(*(a.astype(mean.dtype) for a in made))
 
-        sees = jax.vmap(one("observation"))(self.steps, states.mean, spread)
         old: Any = self.start.potentials
+        sees = jax.vmap(see)(self.steps, states.mean, spread, old.value)
         potentials = gaussian.Observed(*sees, old.value, old.mask)
         if len(self.series) == 1:
             return self.start._replace(potentials=potentials)
         later = jax.tree.map(lambda x: x[1:], self.steps)
-        moves = jax.vmap(one("transition"))(later, states.mean[:-1], spread[:-1])
+        moves = jax.vmap(move)(later, states.mean[:-1], spread[:-1])
         return gaussian.Chain(self.start.initial, gaussian.Transitions(*moves), potentials)
 
     def cost(self, x: Float[Array, "T n"]) -> Float[Array, ""]:
@@ -226,6 +232,8 @@ class _Problem(NamedTuple):
 
         def seen(step: Step, x: Array, y: Array, mask: Array) -> Array:
             mean, noise = noise_at(self.model.observation, step, x, self.form, "observation")
+            if angles.given_by(self.model.observation, x, step):
+                mean = angles.nearest(mean, y)
             return _half_square(y - mean, noise, mask, self.form)
 
         total += jnp.sum(jax.vmap(seen)(self.steps, x, p.value, p.mask))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from statespace import angles
 from statespace.chains import gaussian
 from statespace.chains.gaussian.covariances import full_carry, predict
 from statespace.chains.gaussian.step import evidence, gains, move
@@ -18,6 +19,7 @@ from statespace.linearisation import (
     Cubature,
     GaussHermite,
     Linearisation,
+    Moments,
     SigmaPoints,
     Taylor,
     Unscented,
@@ -165,7 +167,39 @@ def make_affine(
     if hasattr(conditional, "at"):
         here = conditional.at(step)
         return Affine(here.matrix, here.offset, noise(here, form))
-    return rule(moments_of(conditional, step, form, name), mean, spread, form)
+    moments = moments_of(conditional, step, form, name)
+    if angles.given_by(conditional, mean, step):
+        moments = _together(moments, mean)
+    return rule(moments, mean, spread, form)
+
+
+def observed_affine(
+    model: Any,
+    step: Step,
+    rule: Linearisation,
+    mean: Array,
+    spread: Array,
+    y: Float[Array, " m"],
+    form: Any,
+) -> Affine:
+    """The observation's affine stand-in; one of angles predicts them next to those that were seen."""
+    made = make_affine(model.observation, step, rule, mean, spread, form, "observation")
+    made = Affine(*(a.astype(mean.dtype) for a in made))
+    if not angles.given_by(model.observation, mean, step):
+        return made
+    predicted = made.matrix @ mean + made.offset
+    return made._replace(offset=made.offset + angles.nearest(predicted, y) - predicted)
+
+
+def _together(moments: Moments, mean: Float[Array, " n"]) -> Moments:
+    """Moments whose angles at all states are next to those at the mean."""
+    here = moments(mean)[0]
+
+    def turned(x: Array) -> tuple[Array, Array]:
+        value, noise = moments(x)
+        return angles.nearest(value, here), noise
+
+    return turned
 
 
 def _start(
@@ -236,8 +270,7 @@ def update(
     form: gaussian.Form,
 ) -> tuple[Array, Array, Affine, Array]:
     """Filtered mean and spread, the observation's affine stand-in, and the log density of the observation."""
-    sees = make_affine(model.observation, step, rule, mean, spread, form, "observation")
-    sees = Affine(*(a.astype(mean.dtype) for a in sees))
+    sees = observed_affine(model, step, rule, mean, spread, y, form)
     seen = gains(spread, sees.matrix, sees.noise, mask, form)
     residual = jnp.where(mask, y - sees.offset, 0)
     filtered, constant, gram = evidence(mean[:, None], residual, seen)
