@@ -69,6 +69,7 @@ from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
 from statespace.methods.online_paris import ParisOnline, ParisOnlineState
 from statespace.methods.online_particle import ParticleOnline, ParticleOnlineState
+from statespace.methods.online_scale import ScaleOnline, ScaleOnlineState
 from statespace.methods.online_switching import SwitchingOnline, SwitchingOnlineState
 from statespace.methods.paris import DegenerateStatisticsWarning, PaRIS
 from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
@@ -76,10 +77,12 @@ from statespace.methods.particle_gibbs import ParisianParticleGibbs, ParticleGib
 from statespace.methods.rao_blackwellised import RaoBlackwellised
 from statespace.methods.sequential_quasi import SequentialQuasiMonteCarlo
 from statespace.methods.two_filter import TwoFilter
+from statespace.methods.unknown_scale import ConjugateScale
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.bearings import BearingsOnly
 from statespace.models.components import Contribution
+from statespace.models.coordinated_turn import CoordinatedTurn
 from statespace.models.dynamic_factor import DynamicFactor
 from statespace.models.epidemic import SIR
 from statespace.models.factorial import FactorialHMM
@@ -90,6 +93,7 @@ from statespace.models.jump_paths import JumpPaths
 from statespace.models.linear_gaussian import LinearGaussian
 from statespace.models.lorenz import Lorenz63, Lorenz96
 from statespace.models.nonlinear_growth import NonlinearGrowth
+from statespace.models.pendulum import Pendulum
 from statespace.models.populations import LotkaVolterra, ThetaLogistic
 from statespace.models.recurrent_switching import RecurrentSwitchingLinearGaussian
 from statespace.models.regression import Regression
@@ -131,6 +135,7 @@ from statespace.relabelling import relabel
 from statespace.scores import Score
 from statespace.selection import CrossValidation, compare, cross_validate
 from statespace.series import Panel, Series
+from statespace.student_posterior import StudentForecast, StudentPosterior, StudentSignal
 from statespace.switching_posterior import SwitchingPosterior
 from statespace.verbs import (
     Simulation,
@@ -163,10 +168,12 @@ __all__ = [
     "BackwardSampling",
     "BearingsOnly",
     "Categorical",
+    "ConjugateScale",
     "ConstantAcceleration",
     "ConstantVelocity",
     "Contribution",
     "ConvergenceWarning",
+    "CoordinatedTurn",
     "CrossValidation",
     "Cycle",
     "DegenerateStatisticsWarning",
@@ -242,6 +249,7 @@ __all__ = [
     "ParticleOnlineState",
     "ParticlePosterior",
     "PathPosterior",
+    "Pendulum",
     "PosteriorResult",
     "RaoBlackwellised",
     "RateMatrix",
@@ -250,6 +258,8 @@ __all__ = [
     "RecurrentSwitchingLinearGaussian",
     "RegimeState",
     "Regression",
+    "ScaleOnline",
+    "ScaleOnlineState",
     "Score",
     "ScoreAscent",
     "ScoreClimbing",
@@ -266,6 +276,9 @@ __all__ = [
     "Step",
     "StochasticVolatility",
     "Structural",
+    "StudentForecast",
+    "StudentPosterior",
+    "StudentSignal",
     "Switching",
     "SwitchingLinearGaussian",
     "SwitchingOnline",

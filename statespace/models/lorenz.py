@@ -139,6 +139,17 @@ class Lorenz96(_Flow):
         return (jnp.roll(x, -1) - jnp.roll(x, 2)) * jnp.roll(x, 1) - x + self.forcing
 
 
+def runge_kutta(
+    velocity: Callable[[Array], Array], x: Float[Array, " n"], h: Float[Array, ""]
+) -> Float[Array, " n"]:
+    """One classical Runge–Kutta step of fourth order of ``dx / dt = velocity(x)``."""
+    k1 = velocity(x)
+    k2 = velocity(x + h / 2 * k1)
+    k3 = velocity(x + h / 2 * k2)
+    k4 = velocity(x + h * k3)
+    return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
 class FlowStep(eqx.Module):
     """A differential equation over one interval, with noise."""
 
@@ -153,11 +164,7 @@ class FlowStep(eqx.Module):
         h = jnp.asarray(step.dt, state.dtype) / self.substeps
 
         def advance(x: Array, _: None) -> tuple[Array, None]:
-            k1 = self.velocity(x)
-            k2 = self.velocity(x + h / 2 * k1)
-            k3 = self.velocity(x + h / 2 * k2)
-            k4 = self.velocity(x + h * k3)
-            return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+            return runge_kutta(self.velocity, x, h), None
 
         if self.substeps == 1:
             mean = advance(state, None)[0]
