@@ -17,6 +17,7 @@ from statespace.learners import regressions
 from statespace.learners.expectations import expectations
 from statespace.learners.problem import Problem
 from statespace.learners.regressions import Statistics
+from statespace.methods.unknown_scale import ConjugateScale
 from statespace.parameters import parameters
 
 REMEDY = "use float64, or Kalman(form='sqrt')"
@@ -26,9 +27,14 @@ def check(problem: Problem) -> None:
     """Refuse noise that has no closed form.
 
     Raises:
-        TypeError: if the model has no closed-form M-step.
+        TypeError: if the model has no closed-form M-step, or the method an unknown scale.
         ValueError: if a scale has none.
     """
+    if isinstance(problem.method, ConjugateScale):
+        raise TypeError(
+            "EM regresses on states whose covariances are known, and not on those of ConjugateScale: use "
+            "MaximumLikelihood(), or EM with Kalman()."
+        )
     regressions.check_scales(problem.model)
 
 

@@ -51,8 +51,8 @@ class Kalman(GaussianMethod):
         """
         steps, varies = steps_of(series)
         initial = initial_law(model, at(steps, 0))
-        transition = linear(model, "transition")
-        observation = linear(model, "observation")
+        transition = linear(model, "transition", type(self).__name__)
+        observation = linear(model, "observation", type(self).__name__)
         check_shapes(initial, transition, observation, series, at(steps, 0))
         later = jax.tree.map(lambda x: x[1:] if len(series) > 1 else x, steps)
         moves = stack(transition.at, later, varies)
