@@ -22,8 +22,8 @@ State = TypeVar("State")
 class Fed:
     """A filter that is fed one observation at a time, each by one call of a compiled program.
 
-    It stands beside ``equinox.Module`` among the bases of a filter: a method of a module proper is bound anew
-    with every access, which takes as long as half an update.
+    It stands before ``equinox.Module`` among the bases of a filter, and leaves methods plain ones: a module
+    wraps a method anew with every access, which takes as long as an update.
 
     Attributes:
         dt: time between observations where none is given.
@@ -32,6 +32,8 @@ class Fed:
 
     dt: float
     predicts: ClassVar[bool] = False
+
+    __getattribute__ = object.__getattribute__
 
     @abstractmethod
     def advance(self, state: Any, y: Array | None, inputs: Array | None, time: Array | None) -> Any:
