@@ -95,10 +95,11 @@ class NadarayaWatson(Regressor):
 
 
 def _log_kernel(points: Array, y: Array, h: Array, kernel: str) -> Float[Array, " N"]:
-    each = -0.5 * ((points - y) / h) ** 2
+    # channels first: the sum over them is then one of long rows, and a decoder transposes its points once
+    squares = (points.T - y[:, None]) ** 2
     if kernel == "product":
-        return jnp.sum(each, axis=1)
-    return jax.scipy.special.logsumexp(each, axis=1) - jnp.log(each.shape[1])
+        return -0.5 / h**2 * jnp.sum(squares, axis=0)
+    return jax.scipy.special.logsumexp(-0.5 / h**2 * squares, axis=0) - jnp.log(len(squares))
 
 
 def _mean(logs: Array, responses: Array, prior: float, average: Array) -> Array:
