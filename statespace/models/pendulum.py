@@ -136,12 +136,19 @@ class Swing(eqx.Module):
         from numpyro.distributions import MultivariateNormal
 
         h = jnp.asarray(step.dt, state.dtype) / self.substeps
-        free = jnp.array([[h**2 / 3, h / 2], [h / 2, 1.0]], state.dtype)  # over scale² h
+        torque = jnp.array([0.0, 1.0], state.dtype)
+        weights = jnp.array([1.0, 4.0, 1.0], state.dtype) / 6  # Simpson's rule
 
         def advance(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
             x, spread = carry
             move = lambda x: runge_kutta(self.velocity, x, h)
-            return (move(x), la.sandwich(jax.jacfwd(move)(x), spread) + free), None
+            half = lambda x: runge_kutta(self.velocity, x, h / 2)
+            slope = jax.jacfwd(move)(x)
+            # what torques at the beginning, in the middle and at the end have become at the end
+            middle = jax.jvp(half, (half(x),), (torque,))[1]
+            pushed = jnp.stack([slope @ torque, middle, torque], axis=1)
+            new = la.matmul_t(pushed * weights, pushed)  # over scale² h
+            return (move(x), la.sandwich(slope, spread) + new), None
 
         begin = (state, jnp.zeros((2, 2), state.dtype))
         if self.substeps == 1:
