@@ -21,6 +21,7 @@ FAMILIES = {
     "jump": "rates of a jump process: error and seconds of EM and of Gibbs sampling, over 5 to 20 seeds",
     "particles": "bootstrap particle filters: log likelihood of 1,000 moments, 1,000 filters at once",
     "paris": "particle smoothing: bias and error of PaRIS and PPG; seconds of the smoothers",
+    "nonlinear": "extended and unscented filters, smoothers and gradients; the iterated smoother",
     "start": "import, first result in a cold process, compile time of an associative filter",
     "scaling": "associative against sequential scans over the length of the series",
     "accuracy": "errors on ill-conditioned models in float32 and float64",

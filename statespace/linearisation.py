@@ -96,7 +96,9 @@ class Linearisation(eqx.Module):
             form: which of the two, for the state as for the result.
         """
         matrix, offset, noise = self(moments, mean, spread, form)
-        return propagated(la.matmul(matrix, mean[:, None])[:, 0] + offset, matrix, noise, spread, form)
+        return propagated(
+            la.matmul(matrix, mean[:, None])[:, 0] + offset, matrix, noise, spread, form
+        )
 
 
 class Taylor(Linearisation):
@@ -408,7 +410,7 @@ def _noise_varies(moments: Moments, x: Array) -> bool:
 def _second_moment(
     w: Float[Array, " p"], a: Float[Array, "p m"], b: Float[Array, "p n"]
 ) -> Float[Array, "m n"]:
-    """``sum_p w_p a_p b_p^T``; in few numbers without a `dot`, for the sake of loops (``chains.gaussian.algebra``)."""
+    """``sum_p w_p a_p b_p^T``; of few numbers without a `dot`, as in ``chains.gaussian.algebra``."""
     if a.shape[0] * a.shape[1] * b.shape[1] > _FEW:
         return (a * w[:, None]).T @ b
     return jnp.sum(w[:, None, None] * (a[:, :, None] * b[:, None, :]), axis=0)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains import gaussian
 from statespace.chains.gaussian.algebra import UNROLLED
+from statespace.chains.gaussian.forward import forward
 from statespace.methods.gaussian_lowering import initial_law
 from statespace.methods.lowering import at, steps_of
 from statespace.model import state_names
@@ -82,15 +83,20 @@ class GaussianMethod(eqx.Module):
         return self.posterior_of(model, series, self.lower(model, series), kind)
 
     def posterior_of(
-        self, model: Any, series: Series, lowered: Lowered, kind: Any
+        self,
+        model: Any,
+        series: Series,
+        lowered: Lowered,
+        kind: Any,
+        run: gaussian.Forward | None = None,
     ) -> GaussianPosterior:
-        """The law of the states of a chain that has been made."""
+        """The law of the states of a chain that has been made, and perhaps been run forward already."""
         chain, how = lowered
+        run = forward(chain, **how) if run is None else run
         state: Any
+        filtered = state = gaussian.filtered_by(chain, run, how["form"])
         if kind == "smoothed":
-            filtered, state = gaussian.filter_and_smooth(chain, **how)
-        else:
-            filtered = state = gaussian.filter(chain, **how)
+            state = gaussian.smoothed_by(chain, run, **how)
         return GaussianPosterior(
             mean=state.mean,
             covariance=state.covariance,

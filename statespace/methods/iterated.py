@@ -14,16 +14,17 @@ from jaxtyping import Array, Bool, Float, Int
 from statespace import angles
 from statespace.chains import gaussian
 from statespace.chains.gaussian import algebra as la
-from statespace.linearisation import Affine, Linearisation, Taylor, lower_factor
-from statespace.methods.gaussian_method import GaussianMethod, Lowered
+from statespace.linearisation import Linearisation, Taylor, lower_factor
+from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
 from statespace.methods.linearised import (
-    Linearised,
+    Nominal,
+    Start,
     check_conditionals,
-    make_affine,
+    filtered,
+    linearised,
     noise_at,
-    observed_affine,
+    started,
 )
-from statespace.methods.lowering import steps_of
 from statespace.model import Step
 from statespace.posterior import GaussianPosterior
 from statespace.series import Panel, Series
@@ -126,21 +127,19 @@ class IteratedSmoother(GaussianMethod):
         )
 
     def _solve(self, model: Any, series: Series) -> tuple[Lowered, Convergence]:
-        start = _Start(
-            form=self.form, parallel=self.parallel, linearisation_rule=self.linearisation
-        ).lower(model, series)
-        problem = _Problem(model, series, self.linearisation, start.chain, start.how["form"])
-        smooth = lambda chain: gaussian.smooth(chain, **start.how)
+        start = started(model, series, self.form, type(self).__name__)
+        how = {"form": start.form, "parallel": in_parallel(self.parallel, series)}
+        problem = _Problem(model, start, self.linearisation)
 
-        def once(states: Nominal) -> Nominal:
-            smoothed = smooth(problem.chain(states))
+        def smooth(chain: gaussian.Chain) -> Nominal:
+            smoothed = gaussian.smooth(chain, **how)
             return Nominal(smoothed.mean, smoothed.covariance)
 
-        first = smooth(start.chain)
-        begin = Nominal(first.mean, first.covariance)
-        states, convergence = _iterate(self, problem, smooth, begin)
+        first = filtered(model, start, self.linearisation)[0]
+        states, convergence = _iterate(self, problem, smooth, smooth(first))
+        once = lambda states: smooth(problem.chain(states))
         states = fixed_point(once, jax.lax.stop_gradient(states), _ROUNDS)
-        return Lowered(problem.chain(states), start.how), convergence
+        return Lowered(problem.chain(states), how), convergence
 
 
 def fixed_point(step: Callable[[Any], Any], at: Any, rounds: int) -> Any:
@@ -170,81 +169,40 @@ def _images_jvp(primals: tuple, tangents: tuple) -> tuple:
     return jax.tree.map(jnp.zeros_like, zero), out
 
 
-class _Start(Linearised):
-    """The filter's own linearisation, from which the iteration begins."""
-
-    linearisation_rule: Linearisation = eqx.field(static=True, default=Taylor())
-
-    @property
-    def linearisation(self) -> Linearisation:
-        return self.linearisation_rule
-
-
-class Nominal(NamedTuple):
-    """The states round which the model is linearised."""
-
-    mean: Float[Array, "T n"]
-    covariance: Float[Array, "T n n"]
-
-
 class _Problem(NamedTuple):
     """A model and a recording, to be linearised round any states."""
 
     model: Any
-    series: Series
+    start: Start
     rule: Linearisation
-    start: gaussian.Chain
-    form: gaussian.Form
-
-    @property
-    def steps(self) -> Step:
-        return steps_of(self.series)[0]
 
     def chain(self, states: Nominal) -> gaussian.Chain:
-        """The chain of the model made affine round these states."""
-        spread = states.covariance
-        if self.form == "sqrt":
-            spread = jax.vmap(lower_factor)(spread)
-
-        model, rule, form = self.model, self.rule, self.form
-
-        def see(step: Step, mean: Array, spread: Array, y: Array) -> Affine:
-            return observed_affine(model, step, rule, mean, spread, y, form)
-
-        def move(step: Step, mean: Array, spread: Array) -> Affine:
-            made = make_affine(model.transition, step, rule, mean, spread, form, "transition")
-            return Affine(*(a.astype(mean.dtype) for a in made))
-
-        old: Any = self.start.potentials
-        sees = jax.vmap(see)(self.steps, states.mean, spread, old.value)
-        potentials = gaussian.Observed(*sees, old.value, old.mask)
-        if len(self.series) == 1:
-            return self.start._replace(potentials=potentials)
-        later = jax.tree.map(lambda x: x[1:], self.steps)
-        moves = jax.vmap(move)(later, states.mean[:-1], spread[:-1])
-        return gaussian.Chain(self.start.initial, gaussian.Transitions(*moves), potentials)
+        """The chain of the model made affine round these states, given by their covariances."""
+        if self.start.form == "sqrt":
+            states = states._replace(spread=jax.vmap(lower_factor)(states.spread))
+        return linearised(self.model, self.start, self.rule, states, states)
 
     def cost(self, x: Float[Array, "T n"]) -> Float[Array, ""]:
         """Minus the log joint density of states and observations, up to a constant."""
-        law = self.start.initial
-        p: Any = self.start.potentials
-        total = _half_square(x[0] - law.mean, law.noise, None, self.form)
+        initial, steps, y, mask, form = self.start
+        model = self.model
+        total = _half_square(x[0] - initial.mean, initial.noise, None, form)
 
-        def seen(step: Step, x: Array, y: Array, mask: Array) -> Array:
-            mean, noise = noise_at(self.model.observation, step, x, self.form, "observation")
-            if angles.given_by(self.model.observation, x, step):
+        def seen(step: Step, x: Array, y: Array, mask: Array | None) -> Array:
+            mean, noise = noise_at(model.observation, step, x, form, "observation")
+            if angles.given_by(model.observation, x, step):
                 mean = angles.nearest(mean, y)
-            return _half_square(y - mean, noise, mask, self.form)
+            return _half_square(y - mean, noise, mask, form)
 
-        total += jnp.sum(jax.vmap(seen)(self.steps, x, p.value, p.mask))
+        total += jnp.sum(jax.vmap(seen)(steps, x, y, mask))
         if len(x) == 1:
             return total
 
         def moved(step: Step, before: Array, x: Array) -> Array:
-            mean, noise = noise_at(self.model.transition, step, before, self.form, "transition")
-            return _half_square(x - mean, noise, None, self.form)
+            mean, noise = noise_at(model.transition, step, before, form, "transition")
+            return _half_square(x - mean, noise, None, form)
 
-        later = jax.tree.map(lambda a: a[1:], self.steps)
+        later = jax.tree.map(lambda a: a[1:], steps)
         return total + jnp.sum(jax.vmap(moved)(later, x[:-1], x[1:]))
 
 
@@ -282,12 +240,10 @@ def _iterate(
         """The next states, their cost, and the next weight of the damping."""
         chain = problem.chain(s.states)
         if method.damping == "levenberg-marquardt":
-            smoothed = smooth(_held_back(chain, s.states, s.weight, problem.form))
-            new = Nominal(smoothed.mean, smoothed.covariance)
+            new = smooth(_held_back(chain, s.states, s.weight, problem.start.form))
             cost = problem.cost(new.mean)
             return new, cost, jnp.where(cost <= s.cost, s.weight / 10, s.weight * 10)
-        smoothed = smooth(chain)
-        new = Nominal(smoothed.mean, smoothed.covariance)
+        new = smooth(chain)
         if not damped:
             return new, s.cost, s.weight
         step = new.mean - s.states.mean
@@ -299,7 +255,7 @@ def _iterate(
     def body(s: _Search) -> _Search:
         new, cost, weight = attempt(s)
         better = cost <= s.cost if damped else jnp.ones((), bool)
-        sd = jnp.sqrt(jnp.maximum(jnp.diagonal(new.covariance, axis1=1, axis2=2), 0))
+        sd = jnp.sqrt(jnp.maximum(jnp.diagonal(new.spread, axis1=1, axis2=2), 0))
         moved = jnp.abs(new.mean - s.states.mean)
         change = jnp.max(jnp.where(sd > 0, moved / jnp.where(sd > 0, sd, 1), 0))
         states = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, s.states)
@@ -336,17 +292,17 @@ def _held_back(
     steps, n = states.mean.shape
     m, k = p.noise.shape[1:]
     dtype = states.mean.dtype
-    variance = jnp.diagonal(states.covariance, axis1=1, axis2=2) / weight
+    variance = jnp.diagonal(states.spread, axis1=1, axis2=2) / weight
     own = jax.vmap(jnp.diag)(jnp.sqrt(variance) if form == "sqrt" else variance)
     noise = jnp.zeros((steps, m + n, k + n), dtype)
     noise = noise.at[:, :m, :k].set(p.noise).at[:, m:, k:].set(own)
     eye = jnp.broadcast_to(jnp.eye(n, dtype=dtype), (steps, n, n))
-    return chain._replace(
-        potentials=gaussian.Observed(
-            matrix=jnp.concatenate([p.matrix, eye], axis=1),
-            offset=jnp.concatenate([p.offset, jnp.zeros((steps, n), dtype)], axis=1),
-            noise=noise,
-            value=jnp.concatenate([p.value, states.mean], axis=1),
-            mask=jnp.concatenate([p.mask, jnp.ones((steps, n), bool)], axis=1),
-        )
+    beside = lambda a, b: jnp.concatenate([a, b], axis=1)
+    potentials = gaussian.Observed(
+        matrix=beside(p.matrix, eye),
+        offset=beside(p.offset, jnp.zeros((steps, n), dtype)),
+        noise=noise,
+        value=beside(p.value, states.mean),
+        mask=None if p.mask is None else beside(p.mask, jnp.ones((steps, n), bool)),
     )
+    return chain._replace(potentials=potentials)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from statespace import angles
 from statespace.chains import gaussian
-from statespace.chains.gaussian.covariances import full_carry, predict
-from statespace.chains.gaussian.step import evidence, gains, move
+from statespace.chains.gaussian import algebra as la
+from statespace.chains.gaussian.covariances import Gains, condition, full_carry
+from statespace.chains.gaussian.forward import LOG_2PI, mask_noise
+from statespace.chains.gaussian.means import Means
 from statespace.chains.moments import compensated_sum
 from statespace.linearisation import (
     Affine,
     Cubature,
     GaussHermite,
+    Joint,
     Linearisation,
     Moments,
     SigmaPoints,
@@ -25,11 +29,14 @@ from statespace.linearisation import (
     Unscented,
     mean_and_noise,
     moments_of,
+    propagated,
 )
 from statespace.methods.gaussian_lowering import initial_law, noise
 from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
+from statespace.methods.hoisting import hoisted
 from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.model import Step
+from statespace.posterior import GaussianPosterior
 from statespace.series import Panel, Series
 
 
@@ -56,16 +63,7 @@ class Linearised(GaussianMethod):
 
     def lower(self, model: Any, series: Series) -> Lowered:
         """The chain of the model made affine along the filter's way."""
-        form, initial, steps, dtype = _start(self, model, series)
-        run = _run(model, series, self.linearisation, form, initial, steps, dtype)
-        y, mask = _values(series)
-        moves = jax.tree.map(lambda x: x[:-1] if len(series) > 1 else x, run.moves)
-        chain = gaussian.Chain(
-            initial,
-            gaussian.Transitions(*moves),
-            gaussian.Observed(*run.sees, y.astype(dtype), mask),
-        )
-        return Lowered(chain, {"form": form, "parallel": in_parallel(self.parallel, series)})
+        return self.run(model, series)[0]
 
     def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
         """The sum of the log densities of the filter's one-step predictions."""
@@ -73,8 +71,21 @@ class Linearised(GaussianMethod):
 
     def pointwise(self, model: Any, series: Series) -> Float[Array, " T"]:
         """The log density of each moment under the filter's one-step prediction."""
-        form, initial, steps, dtype = _start(self, model, series)
-        return _run(model, series, self.linearisation, form, initial, steps, dtype).pointwise
+        start = started(model, series, self.form, type(self).__name__)
+        run = forward(model, start, self.linearisation)
+        return run.constant - 0.5 * run.gram[:, 0, 0]
+
+    def posterior(self, model: Any, series: Series, kind: Any) -> GaussianPosterior:
+        """The law of the states: "filtered" or "smoothed"."""
+        lowered, run = self.run(model, series)
+        return self.posterior_of(model, series, lowered, kind, run)
+
+    def run(self, model: Any, series: Series) -> tuple[Lowered, gaussian.Forward]:
+        """The chain made affine along the filter's way, and the filter's pass over it."""
+        start = started(model, series, self.form, type(self).__name__)
+        chain, run = filtered(model, start, self.linearisation)
+        how = {"form": start.form, "parallel": in_parallel(self.parallel, series)}
+        return Lowered(chain, how), run
 
     def online(self, model: Any, dt: float) -> Any:
         """The filter one observation at a time."""
@@ -146,12 +157,71 @@ class SigmaPointKalman(Linearised):
         return self.rule if isinstance(self.rule, SigmaPoints) else _RULES[self.rule]()
 
 
-class FilterRun(NamedTuple):
-    """What the linearising filter leaves: the affine stand-ins, and the evidence of each moment."""
+class Nominal(NamedTuple):
+    """States round which a model is made affine: their means, and covariances or factors of them."""
 
-    sees: Affine
-    moves: Affine
-    pointwise: Float[Array, " T"]
+    mean: Float[Array, "T n"]
+    spread: Float[Array, "T n n"]
+
+
+class Start(NamedTuple):
+    """What a recording and the initial law give: all that is not to be linearised.
+
+    Attributes:
+        initial: the law of the first state.
+        steps: of the recording, stacked over time.
+        y: the observations, zero where missing.
+        mask: where they are not; None if they are complete.
+        form: of the recursion.
+    """
+
+    initial: gaussian.Initial
+    steps: Step
+    y: Float[Array, "T m"]
+    mask: Bool[Array, "T m"] | None
+    form: gaussian.Form
+
+
+def started(model: Any, series: Series, form: gaussian.Form | None, name: str) -> Start:
+    """Where a method of this name starts.
+
+    Raises:
+        ValueError: if the initial law is diffuse.
+    """
+    steps, _ = steps_of(series)
+    law = proper(initial_law(model, at(steps, 0)), name)
+    dtype = dtype_of(series, law, model)
+    form = form or ("sqrt" if dtype == jnp.float32 else "covariance")
+    initial = gaussian.Initial(
+        law.mean.astype(dtype), full_carry(noise(law, form), form, (), dtype)
+    )
+    y = series.channels.astype(dtype)
+    if series.complete is True:
+        return Start(initial, steps, y, None, form)
+    mask = ~jnp.isnan(y)
+    return Start(initial, steps, jnp.where(mask, y, 0), mask, form)
+
+
+def linearised(
+    model: Any, start: Start, rule: Linearisation, seen_from: Nominal, moved_from: Nominal
+) -> gaussian.Chain:
+    """The chain of the model made affine: observations round some states, transitions round some others."""
+    form = start.form
+
+    def see(step: Step, mean: Array, spread: Array, y: Array) -> Affine:
+        return observed_affine(model, step, rule, mean, spread, y, form)
+
+    def move(step: Step, mean: Array, spread: Array) -> Affine:
+        made = make_affine(model.transition, step, rule, mean, spread, form, "transition")
+        return Affine(*(a.astype(mean.dtype) for a in made))
+
+    sees = jax.vmap(see)(start.steps, *seen_from, start.y)
+    single = len(start.y) == 1  # its transition leads nowhere
+    later = start.steps if single else jax.tree.map(lambda x: x[1:], start.steps)
+    before = moved_from if single else jax.tree.map(lambda x: x[:-1], moved_from)
+    moves = jax.vmap(move)(later, *before)
+    potentials = gaussian.Observed(*sees, start.y, start.mask)
+    return gaussian.Chain(start.initial, gaussian.Transitions(*moves), potentials)
 
 
 def make_affine(
@@ -202,17 +272,6 @@ def _together(moments: Moments, mean: Float[Array, " n"]) -> Moments:
     return turned
 
 
-def _start(
-    method: Linearised, model: Any, series: Series
-) -> tuple[gaussian.Form, gaussian.Initial, Step, Any]:
-    steps, _ = steps_of(series)
-    law = proper(initial_law(model, at(steps, 0)), type(method).__name__)
-    dtype = dtype_of(series, law, model)
-    form = method.form or ("sqrt" if dtype == jnp.float32 else "covariance")
-    first = full_carry(noise(law, form), form, (), dtype)
-    return form, gaussian.Initial(law.mean.astype(dtype), first), steps, dtype
-
-
 def proper(law: Any, name: str) -> Any:
     """An initial law without diffuse directions.
 
@@ -227,54 +286,141 @@ def proper(law: Any, name: str) -> Any:
     return law
 
 
-def _values(series: Series) -> tuple[Array, Array]:
-    """Observations with zeros where missing, and where they are not."""
-    mask = ~jnp.isnan(series.channels)
-    return jnp.where(mask, series.channels, 0), mask
+def filtered(
+    model: Any, start: Start, rule: Linearisation
+) -> tuple[gaussian.Chain, gaussian.Forward]:
+    """The chain of the model made affine along the filter's way, and the filter's pass over it."""
+    run = forward(model, start, rule)
+    before = Nominal(run.means.predicted[..., 0], run.gains.predicted)
+    after = Nominal(run.means.filtered[..., 0], run.gains.filtered)
+    return linearised(model, start, rule, before, after), run
 
 
-def _run(
-    model: Any,
-    series: Series,
-    rule: Linearisation,
-    form: gaussian.Form,
-    initial: gaussian.Initial,
-    steps: Step,
-    dtype: Any,
-) -> FilterRun:
-    y, mask = _values(series)
+def forward(model: Any, start: Start, rule: Linearisation) -> gaussian.Forward:
+    """The filter that linearises as it goes, as the forward pass over the chain that comes out."""
+    form, steps = start.form, start.steps
+    first = at(steps, 0)
+    see = joint_law(model.observation, rule, start.initial.mean, first, form, "observation")
+    move = joint_law(model.transition, rule, start.initial.mean, first, form, "transition")
 
-    def moment(carry: tuple[Array, Array], row: tuple) -> tuple[tuple[Array, Array], FilterRun]:
+    def moment(carry: tuple[Array, Array], row: tuple) -> tuple[tuple[Array, Array], tuple]:
         mean, spread = carry
         step, following, y, mask = row
-        filtered, spread, sees, log_density = update(model, step, rule, mean, spread, y, mask, form)
-        moves = make_affine(model.transition, following, rule, filtered, spread, form, "transition")
-        moves = Affine(*(a.astype(dtype) for a in moves))
-        mean = move(filtered[:, None], moves.matrix, moves.offset)[:, 0]
-        spread = predict(spread, moves.matrix, moves.noise, form)
-        return (mean, spread), FilterRun(sees, moves, log_density)
+        seen = update(see(step, mean, spread, y), mean, spread, y, mask, form)
+        ahead = move(following, seen.mean, seen.spread)
+        return moved(ahead, form), (mean, spread, seen)
 
     following = jax.tree.map(lambda x: jnp.concatenate([x[1:], x[-1:]]), steps)
-    rows = (steps, following, y.astype(dtype), mask)
-    return jax.lax.scan(moment, (initial.mean, initial.noise), rows)[1]
+    rows = (steps, following, start.y, start.mask)
+    _, (mean, spread, seen) = jax.lax.scan(moment, (start.initial.mean, start.initial.noise), rows)
+    gains = Gains(spread, seen.spread, seen.gain, seen.factor, jnp.zeros_like(seen.gain))
+    means = Means(mean[..., None], seen.innovation[..., None], seen.mean[..., None])
+    return gaussian.Forward(gains, means, seen.constant, seen.gram)
+
+
+class Updated(NamedTuple):
+    """A moment after its observation.
+
+    Attributes:
+        mean: filtered.
+        spread: filtered covariance, or a factor of it.
+        gain: of the innovation on the mean.
+        factor: of the innovation's covariance.
+        innovation: zero where missing.
+        constant: with ``gram``, the log density of the observation: ``constant - gram / 2``.
+        gram: shape ``(1, 1)``.
+    """
+
+    mean: Float[Array, " n"]
+    spread: Float[Array, "n n"]
+    gain: Float[Array, "n m"]
+    factor: Float[Array, "m m"]
+    innovation: Float[Array, " m"]
+    constant: Float[Array, ""]
+    gram: Float[Array, "1 1"]
+
+    @property
+    def log_density(self) -> Float[Array, ""]:
+        """Of the observation, given those before it."""
+        return self.constant - 0.5 * self.gram[0, 0]
 
 
 def update(
-    model: Any,
-    step: Step,
-    rule: Linearisation,
+    joint: Joint,
     mean: Float[Array, " n"],
     spread: Float[Array, "n n"],
     y: Float[Array, " m"],
-    mask: Array,
+    mask: Bool[Array, " m"] | None,
     form: gaussian.Form,
-) -> tuple[Array, Array, Affine, Array]:
-    """Filtered mean and spread, the observation's affine stand-in, and the log density of the observation."""
-    sees = observed_affine(model, step, rule, mean, spread, y, form)
-    seen = gains(spread, sees.matrix, sees.noise, mask, form)
-    residual = jnp.where(mask, y - sees.offset, 0)
-    filtered, constant, gram = evidence(mean[:, None], residual, seen)
-    return filtered[:, 0], seen.filtered, sees, constant - 0.5 * gram[0, 0]
+) -> Updated:
+    """The state given an observation, from their joint law."""
+    innovation, cross, own = y - joint.mean, joint.cross, joint.own
+    entries: Any = len(y)
+    if mask is not None:
+        innovation, cross = jnp.where(mask, innovation, 0), jnp.where(mask[:, None], cross, 0)
+        own, entries = mask_noise(own, mask, form), jnp.sum(mask)
+    filtered, gain, factor = condition(spread, cross, own, form)
+    column = innovation[:, None]
+    white = la.solve_lower(factor, column)
+    constant = -la.log_diagonal(factor) - 0.5 * LOG_2PI * entries
+    moved = mean + la.matmul(gain, column)[:, 0]
+    return Updated(moved, filtered, gain, factor, innovation, constant, la.t_matmul(white, white))
+
+
+def moved(joint: Joint, form: gaussian.Form) -> tuple[Array, Array]:
+    """Mean and covariance (or factor) of what a state leads to."""
+    if form == "covariance":
+        return joint.mean, joint.own
+    return joint.mean, la.tria(jnp.concatenate([joint.cross, joint.own], axis=1))
+
+
+def joint_law(
+    conditional: Any,
+    rule: Linearisation,
+    mean: Float[Array, " n"],
+    step: Step,
+    form: gaussian.Form,
+    name: str,
+) -> Callable[..., Joint]:
+    """A function of a step, the law of the state there and what is seen, for use in a loop.
+
+    What depends on neither step nor state is computed here.
+
+    Args:
+        conditional: a model's transition or observation.
+        rule: that makes it affine.
+        mean: an example of a state.
+        step: an example of a step.
+        form: of the recursion.
+        name: of the conditional, for errors.
+    """
+    cast = lambda *arrays: tuple(a.astype(mean.dtype) for a in arrays)
+    if hasattr(conditional, "at"):
+
+        def parts(step: Step) -> tuple[Array, ...]:
+            here = conditional.at(step)
+            return cast(here.matrix, here.offset, noise(here, form))
+
+        known = hoisted(parts, step)
+
+        def affine(step: Step, mean: Array, spread: Array, y: Array | None = None) -> Joint:
+            matrix, offset, own = known(step)
+            value = la.matmul(matrix, mean[:, None])[:, 0] + offset
+            return propagated(value, matrix, own, spread, form)
+
+        return affine
+    look = lambda x, step: cast(*mean_and_noise(conditional(x, step), form, name))
+    moments = hoisted(look, mean, step)
+    turns = angles.given_by(conditional, mean, step)
+
+    def joint(step: Step, mean: Array, spread: Array, y: Array | None = None) -> Joint:
+        here = lambda x: moments(x, step)
+        made = rule.joint(_together(here, mean) if turns else here, mean, spread, form)
+        if y is None or not turns:
+            return made
+        return made._replace(mean=angles.nearest(made.mean, y))
+
+    return joint
 
 
 def noise_at(

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from statespace.chains.gaussian.algebra import matmul_t
-from statespace.chains.gaussian.covariances import full_carry, predict
-from statespace.chains.gaussian.step import move
+from statespace.chains.gaussian.covariances import full_carry
 from statespace.methods.feeding import Fed, next_step
 from statespace.methods.gaussian_lowering import initial_law, noise
-from statespace.methods.linearised import Linearised, make_affine, proper, update
+from statespace.methods.linearised import Linearised, joint_law, moved, proper, update
 from statespace.model import Step
 
 
@@ -72,21 +71,19 @@ class OnlineLinearised(Fed, eqx.Module):
         """The state after one more observation, traced."""
         model, rule, form = self.model, self.method.linearisation, self.form
         step, first = next_step(state, self.dt, inputs, time)
-        moves = make_affine(
-            model.transition, step, rule, state.mean, state.spread, form, "transition"
-        )
-        mean = move(state.mean[:, None], moves.matrix, moves.offset)[:, 0]
+        move = joint_law(model.transition, rule, state.mean, step, form, "transition")
+        see = joint_law(model.observation, rule, state.mean, step, form, "observation")
+        mean, spread = moved(move(step, state.mean, state.spread), form)
         mean = jnp.where(first, state.mean, mean)
-        spread = predict(state.spread, moves.matrix, moves.noise, form)
         spread = jnp.where(first, state.spread, spread)
         mask = ~jnp.isnan(y)
         y = jnp.where(mask, y, 0)
-        mean, spread, _, log_density = update(model, step, rule, mean, spread, y, mask, form)
+        seen = update(see(step, mean, spread, y), mean, spread, y, mask, form)
         return LinearisedState(
-            mean=mean,
-            covariance=spread if form == "covariance" else matmul_t(spread, spread),
-            log_likelihood=state.log_likelihood + log_density,
+            mean=seen.mean,
+            covariance=seen.spread if form == "covariance" else matmul_t(seen.spread, seen.spread),
+            log_likelihood=state.log_likelihood + seen.log_density,
             index=step.index,
             time=step.time,
-            spread=spread,
+            spread=seen.spread,
         )

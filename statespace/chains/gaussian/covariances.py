@@ -59,24 +59,10 @@ def update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
 
     def observed_covariance(p: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
         w = la.matmul_t(p, h)
-        factor = la.cholesky(la.matmul(h, w) + r)
-        v = la.solve_lower(factor, la.transpose(w))
-        gain = la.transpose(la.solve_lower_t(factor, v))
-        return p - la.t_matmul(v, v), gain, factor
+        return condition(p, la.transpose(w), la.matmul(h, w) + r, form)
 
     def observed_sqrt(u: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
-        m, n = h.shape[:2]
-        hu = la.matmul(h, u)
-        r = jnp.broadcast_to(r, (*r.shape[:2], *hu.shape[2:]))
-        zero = jnp.zeros((n, r.shape[1], *hu.shape[2:]), hu.dtype)
-        full = la.tria(
-            jnp.concatenate(
-                [jnp.concatenate([hu, r], axis=1), jnp.concatenate([u, zero], axis=1)], axis=0
-            )
-        )
-        factor, cross = full[:m, :m], full[m:, :m]
-        gain = la.transpose(la.solve_lower_t(factor, la.transpose(cross)))
-        return full[m:, m:], gain, factor
+        return condition(u, la.matmul(h, u), r, form)
 
     def site_sqrt(u: Array, precision: Array, _: Array) -> tuple[Array, Array, Array]:
         inner = la.symmetric(la.t_matmul(u, la.matmul(precision, u)))
@@ -91,6 +77,28 @@ def update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
     if kind is Observed:
         return observed_sqrt if form == "sqrt" else observed_covariance
     return site_sqrt if form == "sqrt" else site_covariance
+
+
+def condition(p: Array, cross: Array, own: Array, form: Form) -> tuple[Array, Array, Array]:
+    """Filtered covariance (or factor), gain and innovation factor, from the joint law with the observation.
+
+    Args:
+        p: predicted covariance, or a lower triangular factor ``U`` of it.
+        cross: ``Cov(y, x)``, shape ``(m, n)``; in the "sqrt" form ``Cov(y, z)`` with ``x = m + U z``.
+        own: ``Cov(y)``; in the "sqrt" form the columns that make ``[cross, own]`` a factor of it.
+        form: which of the two.
+    """
+    if form == "covariance":
+        factor = la.cholesky(own)
+        v = la.solve_lower(factor, cross)
+        return p - la.t_matmul(v, v), la.transpose(la.solve_lower_t(factor, v)), factor
+    m, n = cross.shape[:2]
+    own = jnp.broadcast_to(own, (*own.shape[:2], *cross.shape[2:]))
+    zero = jnp.zeros((n, own.shape[1], *cross.shape[2:]), cross.dtype)
+    above, below = (jnp.concatenate(row, axis=1) for row in ([cross, own], [p, zero]))
+    full = la.tria(jnp.concatenate([above, below], axis=0))
+    factor, across = full[:m, :m], full[m:, :m]
+    return full[m:, m:], la.transpose(la.solve_lower_t(factor, la.transpose(across))), factor
 
 
 def root(p: Array) -> Array:

@@ -43,10 +43,11 @@ class Smoothed(NamedTuple):
 
 def filter(chain: Chain, form: Form = "covariance", parallel: bool = False) -> Filtered:
     """Filtered states, one-step predictions and pointwise log likelihood."""
-    return _filtered(chain, forward(chain, form, parallel), form)
+    return filtered_by(chain, forward(chain, form, parallel), form)
 
 
-def _filtered(chain: Chain, run: Forward, form: Form) -> Filtered:
+def filtered_by(chain: Chain, run: Forward, form: Form) -> Filtered:
+    """Filtered states from a forward pass over the chain."""
     predicted = covariances(run.gains.predicted, form)
     filtered = covariances(run.gains.filtered, form)
     if run.gram.shape[1] == 1:
@@ -102,7 +103,7 @@ def observations(
 
 def smooth(chain: Chain, form: Form = "covariance", parallel: bool = False) -> Smoothed:
     """Smoothed states with lag-one covariances (Rauch, Tung & Striebel 1965): see ``backward``."""
-    return _smoothed(chain, forward(chain, form, parallel), form, parallel)
+    return smoothed_by(chain, forward(chain, form, parallel), form, parallel)
 
 
 def filter_and_smooth(
@@ -110,10 +111,11 @@ def filter_and_smooth(
 ) -> tuple[Filtered, Smoothed]:
     """Both, from one forward pass."""
     run = forward(chain, form, parallel)
-    return _filtered(chain, run, form), _smoothed(chain, run, form, parallel)
+    return filtered_by(chain, run, form), smoothed_by(chain, run, form, parallel)
 
 
-def _smoothed(chain: Chain, run: Forward, form: Form, parallel: bool) -> Smoothed:
+def smoothed_by(chain: Chain, run: Forward, form: Form, parallel: bool) -> Smoothed:
+    """Smoothed states from a forward pass over the chain."""
     flat = diffuse.integrate(diffuse.total(run.gram))
     states = backward_pass(chain, run, form, parallel)
     columns = diffuse.collapse(states.columns, flat)
