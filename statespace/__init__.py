@@ -149,6 +149,7 @@ from statespace.verbs import (
 )
 
 if TYPE_CHECKING:
+    from statespace.conditionals.censored import IntervalCensored
     from statespace.learners.observation_distribution import ObservationDistribution
 
 __version__ = "0.1.0"
@@ -206,6 +207,7 @@ __all__ = [
     "HiddenSemiMarkov",
     "HierarchicalGamma",
     "IntegratedOrnsteinUhlenbeck",
+    "IntervalCensored",
     "Irregular",
     "IteratedFiltering",
     "IteratedSmoother",
@@ -323,7 +325,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The one class that derives from one of NumPyro's, loaded on first use: it takes as long as JAX."""
+    """The classes that derive from NumPyro's, loaded on first use: it takes as long as JAX."""
+    if name == "IntervalCensored":
+        from statespace.conditionals.censored import IntervalCensored
+
+        return IntervalCensored
     if name == "ObservationDistribution":
         from statespace.learners.observation_distribution import ObservationDistribution
 

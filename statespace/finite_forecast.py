@@ -94,7 +94,7 @@ def _moments(observation: Any, step: Step, states: int) -> tuple[Array, Array]:
 
     def one(k: Array) -> tuple[Array, Array]:
         law = observation(k, step)
-        return jnp.atleast_1d(law.mean), jnp.atleast_1d(law.variance)
+        return jnp.ravel(law.mean), jnp.ravel(law.variance)
 
     return jax.vmap(one)(jnp.arange(states))
 

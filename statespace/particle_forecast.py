@@ -82,7 +82,7 @@ def _moments(
 
     def one(x: Any, step: Step) -> tuple[Array, Array]:
         law = observation(x, step)
-        return jnp.atleast_1d(law.mean), jnp.atleast_1d(law.variance)
+        return jnp.ravel(law.mean), jnp.ravel(law.variance)
 
     states = jax.tree.map(lambda x: x[rows], posterior.particles)
     try:

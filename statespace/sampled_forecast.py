@@ -124,7 +124,7 @@ def observations_on_paths(
     y, lags = posterior.y, getattr(observation, "lags", 0)
 
     def draw(z: Any, step: Step, key: Array) -> Array:
-        return jnp.atleast_1d(observation(z, step).sample(key)).astype(y.dtype)
+        return jnp.ravel(observation(z, step).sample(key)).astype(y.dtype)
 
     keys = jax.random.split(k2, (draws, len(y)))
     if not lags:

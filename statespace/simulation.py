@@ -48,7 +48,7 @@ def states_and_observations(
     def observe(x: Array, step: Any, key: Array, past: Array | None) -> Array:
         step = step if past is None else step._replace(history=past)
         state = aggregates.whole(aggregate, x)
-        return jnp.atleast_1d(model.observation(state, step).sample(key))
+        return jnp.ravel(model.observation(state, step).sample(key))
 
     def move(carry: tuple, at: tuple) -> tuple[tuple, tuple[Array, Array]]:
         x, past = carry

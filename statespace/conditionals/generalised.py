@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from statespace.conditionals.affine import Part
 from statespace.emissions.families import FAMILIES
+from statespace.methods.potentials import check_law, reads_nan
 from statespace.model import Step
 from statespace.parameters import as_array, constant, parameter
 
@@ -180,7 +181,7 @@ class GeneralisedLinear(eqx.Module):
             kind = _KINDS[self.family]
             return kind.law(self, kind.links[self.link](eta)).to_event(1)
         law = self.custom(eta)
-        if tuple(law.batch_shape) != eta.shape or law.event_shape:
+        if tuple(law.batch_shape) != eta.shape or (law.event_shape and not reads_nan(law)):
             raise ValueError(
                 f"`family` of GeneralisedLinear must give a distribution of batch shape {eta.shape} and "
                 f"event shape (), got {tuple(law.batch_shape)} and {tuple(law.event_shape)}: one law for "
@@ -199,12 +200,16 @@ class GeneralisedLinear(eqx.Module):
         Raises:
             ValueError: naming the number of channels, or the first such entry.
         """
+        if self.custom is not None:
+            if self.channels is not None:
+                check_law(self.custom(jnp.zeros(self.channels)), np.asarray(y))
+            return
         if self.channels is not None and y.shape[-1] != self.channels:
             raise ValueError(
                 f"the data have {y.shape[-1]} channel{'s' * (y.shape[-1] != 1)}, but `observation` of the "
                 f"model is GeneralisedLinear with a `matrix` of {self.channels} rows."
             )
-        if self.family is None or isinstance(y, jax.core.Tracer):
+        if isinstance(y, jax.core.Tracer):
             return
         words, inside = _KINDS[self.family].support
         values = np.asarray(y)

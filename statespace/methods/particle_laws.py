@@ -364,7 +364,7 @@ class FunctionObservation(eqx.Module):
 
 def complete_density(law: Any, y: Float[Array, " m"]) -> Float[Array, ""]:
     """Log density of one observation without missing entries under a NumPyro distribution."""
-    value = y[0] if tuple(law.batch_shape) + tuple(law.event_shape) == () else y
+    value = y.reshape(tuple(law.batch_shape) + tuple(law.event_shape))
     return log_prob(law, value.astype(int) if law.support.is_discrete else value)
 
 

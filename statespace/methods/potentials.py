@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -58,11 +59,8 @@ def log_density(law: Any, y: Float[Array, " m"]) -> Float[Array, ""]:
     base = law
     while isinstance(base, dist.Independent):
         base = base.base_dist
-    if base.event_shape == ():
-        each = base.log_prob(
-            _possible(base, y, seen) if base.batch_shape else _possible(base, y, seen)[0]
-        )
-        return jnp.sum(jnp.where(seen, each, 0.0))
+    if base.event_shape == () or reads_nan(base):
+        return jnp.sum(log_densities(base, y))
     if isinstance(base, dist.MultivariateNormal):
         both = seen[:, None] & seen[None, :]
         covariance = jnp.where(both, base.covariance_matrix, jnp.eye(len(y), dtype=y.dtype))
@@ -70,6 +68,29 @@ def log_density(law: Any, y: Float[Array, " m"]) -> Float[Array, ""]:
         spare = 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(~seen)
         return dist.MultivariateNormal(jnp.zeros_like(y), covariance).log_prob(error) + spare
     return jnp.where(jnp.all(seen), base.log_prob(_possible(base, y, seen)), 0.0)
+
+
+def log_densities(law: Any, y: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Log density of each of several independent channels; 0 where an entry is NaN.
+
+    A law that reads NaN itself may have channels of several entries.
+    """
+    import numpyro.distributions as dist
+
+    seen = ~jnp.isnan(y)
+    while isinstance(law, dist.Independent):
+        law = law.base_dist
+    if reads_nan(law):
+        return jnp.atleast_1d(law.log_prob(y.reshape(shape_of(law))))
+    possible = _possible(law, y, seen)
+    return jnp.where(seen, law.log_prob(possible if law.batch_shape else possible[0]), 0.0)
+
+
+def reads_nan(law: Any) -> bool:
+    """Whether NaN has a meaning for a law besides a missing channel, as a bound that is not known."""
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return getattr(law, "reads_nan", False)
 
 
 def _possible(law: Any, y: Array, seen: Bool[Array, " m"]) -> Array:
@@ -107,12 +128,7 @@ def check_observations(
         return
     if getattr(observation, "lags", 0):
         step = step._replace(history=jnp.full((observation.lags, m), jnp.nan, data.y.dtype))
-    law = jax.eval_shape(lambda: jnp.zeros(shape_of(observation(state, step)))).shape
-    if law not in ((m,), ()) or (law == () and m != 1):
-        raise ValueError(
-            f"the data have {m} channel{'s' * (m != 1)}, but `observation` of the model gives values of "
-            f"shape {law}."
-        )
+    check_law(observation(state, step), y)
     missing = np.isnan(y)
     partly = missing.any(axis=1) & ~missing.all(axis=1)
     if partly.any() and not marginal(observation(state, step)):
@@ -134,7 +150,30 @@ def marginal(law: Any) -> bool:
 
     while isinstance(law, dist.Independent):
         law = law.base_dist
-    return law.event_shape == () or isinstance(law, dist.MultivariateNormal)
+    return law.event_shape == () or reads_nan(law) or isinstance(law, dist.MultivariateNormal)
+
+
+def check_law(law: Any, y: np.ndarray) -> None:
+    """Refuse rows that are no values of a law.
+
+    Args:
+        law: a distribution.
+        y: shape ``(T, m)``.
+
+    Raises:
+        ValueError: naming both shapes, or the values at fault.
+    """
+    m, shape = y.shape[1], shape_of(law)
+    fits = math.prod(shape) == m if reads_nan(law) else shape == (m,) or (shape == () and m == 1)
+    if not fits:
+        raise ValueError(
+            f"the data have {m} channel{'s' * (m != 1)}, but `observation` of the model gives values of "
+            f"shape {shape}."
+        )
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    if hasattr(law, "check_values"):
+        law.check_values(y)
 
 
 def first_step(data: Series | Panel) -> Step:
