@@ -61,6 +61,7 @@ from statespace.methods.discriminative_kalman import (
 from statespace.methods.ensemble_kalman import EnsembleKalman
 from statespace.methods.fixed_lag import FixedLag
 from statespace.methods.forward_backward import ForwardBackward
+from statespace.methods.gaussian_sites import ConjugateVI, ExpectationPropagation, Laplace
 from statespace.methods.iterated import IteratedSmoother
 from statespace.methods.kalman import Kalman
 from statespace.methods.linearised import ExtendedKalman, SigmaPointKalman
@@ -115,6 +116,7 @@ from statespace.models.tracking import (
     OrnsteinUhlenbeck,
 )
 from statespace.models.volatility import StochasticVolatility
+from statespace.nongaussian_forecast import NonGaussianForecast
 from statespace.panels import PanelPosterior
 from statespace.parameters import (
     constant,
@@ -170,6 +172,7 @@ __all__ = [
     "BearingsOnly",
     "Categorical",
     "ConjugateScale",
+    "ConjugateVI",
     "ConstantAcceleration",
     "ConstantVelocity",
     "Contribution",
@@ -187,6 +190,7 @@ __all__ = [
     "EnsembleOnline",
     "EnsembleOnlineState",
     "Expectation",
+    "ExpectationPropagation",
     "ExtendedKalman",
     "FactorialHMM",
     "FactorialKernel",
@@ -214,6 +218,7 @@ __all__ = [
     "JumpGibbs",
     "JumpPaths",
     "Kalman",
+    "Laplace",
     "LinearDiffusion",
     "LinearGaussian",
     "LocalLevel",
@@ -226,6 +231,7 @@ __all__ = [
     "MaximumLikelihood",
     "MixtureForecast",
     "Model",
+    "NonGaussianForecast",
     "NonlinearGrowth",
     "ObservationDistribution",
     "OneHot",
