@@ -62,12 +62,14 @@ from statespace.methods.ensemble_kalman import EnsembleKalman
 from statespace.methods.fixed_lag import FixedLag
 from statespace.methods.forward_backward import ForwardBackward
 from statespace.methods.gaussian_sites import ConjugateVI, ExpectationPropagation, Laplace
+from statespace.methods.gaussian_sums import GaussianSum, InteractingMultipleModel
 from statespace.methods.iterated import IteratedSmoother
 from statespace.methods.kalman import Kalman
 from statespace.methods.linearised import ExtendedKalman, SigmaPointKalman
 from statespace.methods.online_ensemble import EnsembleOnline, EnsembleOnlineState
 from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState
+from statespace.methods.online_mixture import MixtureOnline, MixtureOnlineState
 from statespace.methods.online_paris import ParisOnline, ParisOnlineState
 from statespace.methods.online_particle import ParticleOnline, ParticleOnlineState
 from statespace.methods.online_scale import ScaleOnline, ScaleOnlineState
@@ -79,6 +81,7 @@ from statespace.methods.rao_blackwellised import RaoBlackwellised
 from statespace.methods.sequential_quasi import SequentialQuasiMonteCarlo
 from statespace.methods.two_filter import TwoFilter
 from statespace.methods.unknown_scale import ConjugateScale
+from statespace.mixture_posterior import MixturePosterior
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.bearings import BearingsOnly
@@ -138,6 +141,7 @@ from statespace.scores import Score
 from statespace.selection import CrossValidation, compare, cross_validate
 from statespace.series import Panel, Series
 from statespace.student_posterior import StudentForecast, StudentPosterior, StudentSignal
+from statespace.switching_forecast import SwitchingForecast
 from statespace.switching_posterior import SwitchingPosterior
 from statespace.verbs import (
     Simulation,
@@ -206,12 +210,14 @@ __all__ = [
     "ForwardBackward",
     "Gaussian",
     "GaussianPosterior",
+    "GaussianSum",
     "GeneralisedLinear",
     "Gibbs",
     "HiddenSemiMarkov",
     "HierarchicalGamma",
     "IntegratedOrnsteinUhlenbeck",
     "IntervalCensored",
+    "InteractingMultipleModel",
     "Irregular",
     "IteratedFiltering",
     "IteratedSmoother",
@@ -230,6 +236,9 @@ __all__ = [
     "MarkovJumpProcess",
     "MaximumLikelihood",
     "MixtureForecast",
+    "MixtureOnline",
+    "MixtureOnlineState",
+    "MixturePosterior",
     "Model",
     "NonGaussianForecast",
     "NonlinearGrowth",
@@ -288,6 +297,7 @@ __all__ = [
     "StudentPosterior",
     "StudentSignal",
     "Switching",
+    "SwitchingForecast",
     "SwitchingLinearGaussian",
     "SwitchingOnline",
     "SwitchingOnlineState",

@@ -22,6 +22,7 @@ from statespace.plot_states import dwell_times, states, transitions, weight_filt
 from statespace.posterior import Forecast, GaussianPosterior
 from statespace.sampled_forecast import SampledForecast
 from statespace.series import as_series
+from statespace.switching_posterior import SwitchingPosterior
 
 __all__ = [
     "components",
@@ -55,7 +56,7 @@ def smoothed(
         data: the recording, to draw in place of the one that the posterior holds.
         level: probability of the band, or of several nested ones.
         states: draw the states in place of the channels: all of them, or those named. Of a posterior by
-            particles states are drawn in any case.
+            particles or of a switching model states are drawn in any case.
         axes: one Axes for each panel; default: new ones, one below the other.
 
     Returns:
@@ -243,9 +244,9 @@ def _bands(
     posterior: Any, data: Any, level: Any, states: bool | Sequence[str], axes: Any, word: str
 ) -> Any:
     """Bands of the signal over the data, or of the states."""
-    _require(posterior, GaussianPosterior | ParticlePosterior, "posterior")
-    # particles know of no linear signal
-    states = states or isinstance(posterior, ParticlePosterior)
+    _require(posterior, GaussianPosterior | ParticlePosterior | SwitchingPosterior, "posterior")
+    # particles and mixtures know of no linear signal
+    states = states or not isinstance(posterior, GaussianPosterior)
     levels = np.atleast_1d(level)
     law = posterior if states else posterior.signal
     chosen = list(range(len(law.names)))

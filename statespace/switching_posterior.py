@@ -92,10 +92,9 @@ class SwitchingPosterior(Gaussians):
         Raises:
             ValueError: if a probability is not inside (0, 1).
         """
-        levels = np.asarray(q, float)
-        if not ((levels > 0) & (levels < 1)).all():
-            raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
-        found = _quantiles(self.weights, self.means, self.covariances, jnp.asarray(levels.ravel()))
+        levels = check_levels(q)
+        law = (self.weights, self.means, self.covariances)
+        found = mixture_quantiles(*law, jnp.asarray(levels.ravel()))
         return found.reshape(levels.shape + self.mean.shape)
 
     def sample(self, key: PRNGKeyArray, draws: int = 1) -> RegimeState:
@@ -195,8 +194,20 @@ _OVER_TIME = (
 )
 
 
+def check_levels(q: Any) -> np.ndarray:
+    """Probabilities as an array.
+
+    Raises:
+        ValueError: if one is not inside (0, 1).
+    """
+    levels = np.asarray(q, float)
+    if not ((levels > 0) & (levels < 1)).all():
+        raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
+    return levels
+
+
 @jax.jit
-def _quantiles(
+def mixture_quantiles(
     weights: Float[Array, "T N"],
     means: Float[Array, "T N n"],
     covariances: Float[Array, "T N n n"],

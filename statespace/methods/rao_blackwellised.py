@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains import gaussian
 from statespace.chains.gaussian.covariances import predict
+from statespace.chains.gaussian.mixtures import covariances, mixture_moments
 from statespace.chains.particle import switching
 from statespace.conditionals.finite import Categorical
 from statespace.conditionals.switching import RegimeState, Switching
@@ -154,7 +155,7 @@ class RaoBlackwellised(eqx.Module):
             y=series.channels,
             regimes=run.paths.regime,
             means=run.paths.mean,
-            covariances=switching.covariances(run.paths.spread, form),
+            covariances=covariances(run.paths.spread, form),
             log_weights=run.paths.log_weights,
             labels=None,
             state_names=state_names(model),
@@ -164,11 +165,9 @@ class RaoBlackwellised(eqx.Module):
         drawn = switching.backward_sample(chain, run.paths, backward, self.draws, form)
         keys = jax.random.split(states, self.draws)
         along = lambda path, key: switching.along_path(chain, path, key, form)
-        means, covariances, paths = (jnp.moveaxis(x, 0, 1) for x in jax.vmap(along)(drawn, keys))
+        means, laws, paths = (jnp.moveaxis(x, 0, 1) for x in jax.vmap(along)(drawn, keys))
         each = jnp.full(self.draws, 1 / self.draws, means.dtype)
-        mean, covariance = jax.vmap(switching.mixture_moments, (None, 0, 0))(
-            each, means, covariances
-        )
+        mean, covariance = jax.vmap(mixture_moments, (None, 0, 0))(each, means, covariances)
         count = len(chain.log_probs)
         return dataclasses.replace(
             filtered,
@@ -177,7 +176,7 @@ class RaoBlackwellised(eqx.Module):
             probs=jnp.mean(drawn.T[..., None] == jnp.arange(count), axis=1, dtype=mean.dtype),
             regimes=drawn.T,
             means=means,
-            covariances=covariances,
+            covariances=laws,
             log_weights=jnp.broadcast_to(jnp.log(each), (len(series), self.draws)),
             states=paths,
             kind="smoothed",
@@ -228,8 +227,15 @@ class _Part(eqx.Module):
     initial: Any
 
 
-def conditionals(model: Any) -> tuple[Switching, Switching, Switching]:
+def conditionals(
+    model: Any, method: str = "RaoBlackwellised", *, linear: bool = True
+) -> tuple[Switching, Switching, Switching]:
     """The three switching conditionals of a model.
+
+    Args:
+        model: a model.
+        method: its name, for the errors.
+        linear: whether the regimes' conditionals must be linear Gaussian.
 
     Raises:
         TypeError: naming the one that is not of the kind that the method needs, and the kind.
@@ -238,8 +244,8 @@ def conditionals(model: Any) -> tuple[Switching, Switching, Switching]:
         part = getattr(model, name)
         if not isinstance(part, Switching):
             raise TypeError(
-                f"RaoBlackwellised does not fit this model: its `{name}` is a {type(part).__name__}; the "
-                "method needs Switching there, with a linear Gaussian conditional for each regime."
+                f"{method} does not fit this model: its `{name}` is a {type(part).__name__}; the method "
+                f"needs Switching there, with a {'linear ' * linear}Gaussian conditional for each regime."
             )
         if name == "initial" and not isinstance(part.kernel, Categorical):
             raise TypeError(
@@ -248,14 +254,14 @@ def conditionals(model: Any) -> tuple[Switching, Switching, Switching]:
             )
         if part.recurrent:
             raise TypeError(
-                "RaoBlackwellised does not fit this model: its regimes depend on the previous state "
+                f"{method} does not fit this model: its regimes depend on the previous state "
                 "(RecurrentKernel), so that the state cannot be integrated out given them. Use "
                 "ParticleFilter(), or StructuredVariational() for the smoothed law."
             )
         for k, conditional in enumerate(part.conditionals):
-            if name != "initial" and not hasattr(conditional, "at"):
+            if linear and name != "initial" and not hasattr(conditional, "at"):
                 raise TypeError(
-                    "RaoBlackwellised does not fit this model: in its "
+                    f"{method} does not fit this model: in its "
                     f"`{name}` the conditional of regime {k} is a {type(conditional).__name__}; it must be "
                     "AffineGaussian or another linear Gaussian conditional."
                 )

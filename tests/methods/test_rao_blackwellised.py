@@ -6,86 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
-import scipy.stats
+import scipy.special
+from switching_paths import ARRAYS, EXACT, MODEL, K, N, T, Y, along, of, summed
 
 import statespace as ss
 from statespace.chains.particle.switching import choose
 from statespace.series import as_series
 
-K, N, T = 2, 2, 6
-ARRAYS = {
-    "initial_probs": [0.6, 0.4],
-    "transition": [[0.8, 0.2], [0.3, 0.7]],
-    "matrix": [[[0.9, 0.2], [-0.2, 0.9]], [[0.3, 0.0], [0.5, 0.4]]],
-    "scale": [[0.3, 0.2], [1.0, 0.6]],
-    "observation_matrix": [[[1.0, 0.0]], [[1.0, 1.0]]],
-    "observation_scale": [[0.3], [0.5]],
-    "initial_mean": [[0.0, 0.0], [1.0, -1.0]],
-    "initial_scale": [[1.0, 1.0]],
-    "offset": [[0.0, 0.0], [1.0, 0.5]],
-    "observation_offset": [[0.1], [-0.2]],
-}
-MODEL = ss.SwitchingLinearGaussian(**ARRAYS)
-Y = np.array([0.4, -1.2, np.nan, 2.1, 0.3, -0.5])
-PATHS = list(itertools.product(range(K), repeat=T))
 KEY = jax.random.key(0)
-
-
-def of(name, k):
-    value = np.asarray(ARRAYS[name])
-    return value[k if len(value) > 1 else 0]
-
-
-def along(path, y):
-    """Joint law of path and data as one big Gaussian: log density, means (T, n), covariances (T, n, n)."""
-    lead = np.eye(N)
-    lifts, mean, noise = [], [], []
-    for t, k in enumerate(path):
-        f = of("matrix", k)
-        if t == 0:
-            mean.append(of("initial_mean", k))
-            noise.append(np.diag(of("initial_scale", k) ** 2))
-            lifts.append([lead])
-        else:
-            mean.append(f @ mean[-1] + of("offset", k))
-            noise.append(np.diag(of("scale", k) ** 2))
-            lifts.append([f @ x for x in lifts[-1]] + [lead])
-    lift = np.block([[*row, *[np.zeros((N, N))] * (T - len(row))] for row in lifts])
-    prior = lift @ scipy.linalg.block_diag(*noise) @ lift.T
-    mean = np.concatenate(mean)
-    h = scipy.linalg.block_diag(*[of("observation_matrix", k) for k in path])
-    d = np.concatenate([of("observation_offset", k) for k in path])
-    r = np.diag(np.concatenate([of("observation_scale", k) for k in path]) ** 2)
-    seen = ~np.isnan(y)
-    h, d, r = h[seen], d[seen], r[np.ix_(seen, seen)]
-    s = h @ prior @ h.T + r
-    log_density = scipy.stats.multivariate_normal(h @ mean + d, s).logpdf(y[seen])
-    gain = prior @ h.T @ np.linalg.inv(s)
-    after = mean + gain @ (y[seen] - h @ mean - d)
-    left = prior - gain @ h @ prior
-    blocks = [left[N * t : N * t + N, N * t : N * t + N] for t in range(T)]
-    return log_density, after.reshape(T, N), np.array(blocks)
-
-
-def summed(y):
-    """Log likelihood, probabilities (T, K), means and covariances, from all K^T paths."""
-    first, moves = np.log(ARRAYS["initial_probs"]), np.log(ARRAYS["transition"])
-    prior = [first[p[0]] + sum(moves[a, b] for a, b in itertools.pairwise(p)) for p in PATHS]
-    laws = [along(p, y) for p in PATHS]
-    logs = np.array(prior) + np.array([law[0] for law in laws])
-    total = scipy.special.logsumexp(logs)
-    w = np.exp(logs - total)
-    means = np.array([law[1] for law in laws])
-    probs = np.stack([w @ (np.array(PATHS) == k) for k in range(K)], axis=1)
-    mean = np.einsum("p,ptn->tn", w, means)
-    error = means - mean
-    covariance = np.einsum("p,ptij->tij", w, np.array([law[2] for law in laws]))
-    covariance += np.einsum("p,pti,ptj->tij", w, error, error)
-    return total, probs, mean, covariance
-
-
-EXACT = summed(Y)
+PATHS = list(itertools.product(range(K), repeat=T))
 
 
 def test_filter_is_exact_while_all_paths_are_kept():

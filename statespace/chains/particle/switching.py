@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.chains import gaussian
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import predict, update
+from statespace.chains.gaussian.mixtures import covariances, mixture_moments
 from statespace.chains.gaussian.step import evidence, gains, move
 from statespace.chains.gaussian.types import Form, Sites
 
@@ -219,16 +220,6 @@ def choose(
     return jnp.minimum(numbers, len(log_weights) - 1), log_new
 
 
-def mixture_moments(
-    weights: Float[Array, " N"], means: Float[Array, "N n"], covariances: Float[Array, "N n n"]
-) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
-    """Mean and covariance of a mixture of normal laws."""
-    mean = weights @ means
-    error = means - mean
-    between = jnp.einsum("i,ij,ik->jk", weights, error, error)
-    return mean, jnp.einsum("i,ijk->jk", weights, covariances) + between
-
-
 class Future(NamedTuple):
     """What later observations say of a state: ``exp(-x' precision x / 2 + shift' x)``, up to a factor."""
 
@@ -362,8 +353,3 @@ def predictive_probabilities(
     first = below(chain.log_probs, chain.mean, chain.noise, every, (chain.at(0)[0], y[0]))
     before = jax.tree.map(lambda x: x[:-1], paths)
     return jnp.concatenate([first[None], jax.vmap(later)(before, jnp.arange(1, len(y)))])
-
-
-def covariances(spread: Float[Array, "*N n n"], form: Form) -> Float[Array, "*N n n"]:
-    """Covariances of what the form holds."""
-    return spread if form == "covariance" else spread @ jnp.swapaxes(spread, -1, -2)

@@ -1,0 +1,164 @@
+"""Mixtures of Gaussian laws, each in a regime: moments, merging, and which to merge."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from statespace.chains.gaussian import algebra as la
+from statespace.chains.gaussian.covariances import root
+from statespace.chains.gaussian.types import Form
+
+_WIDENED = 1e-6  # share of the mixture's variance that keeps determinants of singular laws finite
+
+
+class Components(NamedTuple):
+    """A mixture: regimes, and a Gaussian law for each component.
+
+    Attributes:
+        regime: 0 … K-1, shape ``(N,)``.
+        mean: shape ``(N, n)``.
+        spread: covariances or factors, shape ``(N, n, n)``.
+        log_weights: shape ``(N,)``; -inf where there is no component.
+    """
+
+    regime: Int[Array, "*N"]
+    mean: Float[Array, "*N n"]
+    spread: Float[Array, "*N n n"]
+    log_weights: Float[Array, "*N"]
+
+
+def mixture_moments(
+    weights: Float[Array, " N"], means: Float[Array, "N n"], covariances: Float[Array, "N n n"]
+) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Mean and covariance of a mixture of normal laws."""
+    mean = weights @ means
+    error = means - mean
+    between = jnp.einsum("i,ij,ik->jk", weights, error, error)
+    return mean, jnp.einsum("i,ijk->jk", weights, covariances) + between
+
+
+def covariances(spread: Float[Array, "*N n n"], form: Form) -> Float[Array, "*N n n"]:
+    """Covariances of what the form holds."""
+    return spread if form == "covariance" else spread @ jnp.swapaxes(spread, -1, -2)
+
+
+def spreads(covariance: Float[Array, "N n n"], form: Form) -> Float[Array, "N n n"]:
+    """What the form holds of covariances that may be singular; factors are lower triangular."""
+    if form == "covariance":
+        return covariance
+    factor = jax.vmap(root)(covariance)
+    return factor if covariance.shape[-1] <= la.UNROLLED else jax.vmap(la.tria)(factor)
+
+
+def collapse(mixture: Components, group: Int[Array, " M"], count: int, form: Form) -> Components:
+    """One component for each group, with the moments of its members.
+
+    A group without weight gets the moments of the whole mixture, at which any conditional can be evaluated.
+
+    Args:
+        mixture: M components with normalised weights.
+        group: of each component, 0 … count-1; components of one group are in one regime, or weigh nothing.
+        count: number of groups.
+        form: what ``spread`` holds.
+    """
+    weights = jnp.exp(mixture.log_weights)
+    member = group == jnp.arange(count)[:, None]
+    total = member @ weights
+    there = total > 0
+    share = jnp.where(
+        there[:, None], member * weights / jnp.where(there, total, 1)[:, None], weights
+    )
+    each = jax.vmap(mixture_moments, (0, None, None))
+    mean, covariance = each(share, mixture.mean, covariances(mixture.spread, form))
+    regime = jnp.max(jnp.where(member & (weights > 0), mixture.regime, 0), axis=1)
+    log_total = jnp.where(there, jnp.log(jnp.where(there, total, 1)), -jnp.inf)
+    return Components(regime, mean, spreads(covariance, form), log_total)
+
+
+def similar(mixture: Components, count: int, form: Form) -> Int[Array, " M"]:
+    """Groups of components that lose least when they are merged: see :func:`collapse`.
+
+    From all M components on, the two of one regime are merged, again and again, for which a bound of the
+    Kullback–Leibler divergence from the mixture that is left is least (Runnalls 2007, Kullback–Leibler
+    approach to Gaussian mixture reduction, equation 21). With as many groups as there are regimes each is a
+    regime. Components without weight are merged first.
+
+    Args:
+        mixture: M components with normalised weights.
+        count: number of groups, at least the number of regimes.
+        form: what ``spread`` holds.
+
+    Returns:
+        The group of each component, 0 … count-1.
+    """
+    size = len(mixture.log_weights)
+    if size <= count:
+        return jnp.arange(size)
+    mixture = jax.lax.stop_gradient(mixture)
+    weights = jnp.exp(mixture.log_weights)
+    law = covariances(mixture.spread, form)
+    deviation = jnp.sqrt(jnp.diagonal(mixture_moments(weights, mixture.mean, law)[1]))
+    deviation = jnp.where(deviation > 0, deviation, 1)
+    floor = _WIDENED * jnp.eye(len(deviation), dtype=law.dtype)
+    first = Merged(
+        weights,
+        mixture.mean / deviation,
+        law / (deviation[:, None] * deviation) + floor,
+        mixture.regime,
+    )
+    alone = jnp.arange(size)
+
+    def merge(_: int, carry: tuple) -> tuple:
+        laws, cost, group = carry
+        i, j = jnp.divmod(jnp.argmin(cost), size)
+        both = joined(*(jax.tree.map(lambda x, at=at: x[at], laws) for at in (i, j)))
+        laws = jax.tree.map(lambda x, new: x.at[i].set(new), laws, both)
+        others = (jnp.diagonal(cost) == _SELF) & (alone != i) & (alone != j)
+        anew = jnp.where(others, jax.vmap(loss, (None, 0))(both, laws), jnp.inf)
+        cost = cost.at[i].set(anew).at[:, i].set(anew).at[i, i].set(_SELF)
+        cost = cost.at[j].set(jnp.inf).at[:, j].set(jnp.inf)
+        return laws, cost, jnp.where(group == j, i, group)
+
+    cost = jax.vmap(jax.vmap(loss, (None, 0)), (0, None))(first, first)
+    cost = jnp.where(jnp.eye(size, dtype=bool), _SELF, cost)
+    _, cost, group = jax.lax.fori_loop(0, size - count, merge, (first, cost, alone))
+    left = jnp.diagonal(cost) == _SELF
+    return (jnp.cumsum(left) - 1)[group]
+
+
+_SELF = 1e30  # on the diagonal of the losses: no component is merged with itself
+
+
+class Merged(NamedTuple):
+    """Components on the way to being merged, in units of the mixture's deviations."""
+
+    weight: Float[Array, "*M"]
+    mean: Float[Array, "*M n"]
+    covariance: Float[Array, "*M n n"]
+    regime: Int[Array, "*M"]
+
+
+def joined(one: Merged, two: Merged) -> Merged:
+    """Two components as one with their moments."""
+    total = one.weight + two.weight
+    share = jnp.where(total > 0, two.weight / jnp.where(total > 0, total, 1), 0.5)
+    apart = two.mean - one.mean
+    covariance = one.covariance + share * (two.covariance - one.covariance)
+    covariance = covariance + share * (1 - share) * jnp.outer(apart, apart)
+    regime = jnp.where(one.weight > 0, one.regime, two.regime)
+    return Merged(total, one.mean + share * apart, covariance, regime)
+
+
+def loss(one: Merged, two: Merged) -> Float[Array, ""]:
+    """Bound of the divergence that merging two components makes; infinite between regimes."""
+    half_log_det = lambda law: la.log_diagonal(la.cholesky(law.covariance))
+    both = joined(one, two)
+    bound = sum(
+        law.weight * sign * half_log_det(law) for law, sign in ((both, 1), (one, -1), (two, -1))
+    )
+    bound = jnp.where(one.regime == two.regime, bound, jnp.inf)
+    return jnp.where((one.weight > 0) & (two.weight > 0), bound, -jnp.inf)
