@@ -98,6 +98,7 @@ from statespace.models.linear_gaussian import LinearGaussian
 from statespace.models.lorenz import Lorenz63, Lorenz96
 from statespace.models.nonlinear_growth import NonlinearGrowth
 from statespace.models.pendulum import Pendulum
+from statespace.models.poisson_linear import PoissonLinearDynamics
 from statespace.models.populations import LotkaVolterra, ThetaLogistic
 from statespace.models.recurrent_switching import RecurrentSwitchingLinearGaussian
 from statespace.models.regression import Regression
@@ -267,6 +268,7 @@ __all__ = [
     "ParticlePosterior",
     "PathPosterior",
     "Pendulum",
+    "PoissonLinearDynamics",
     "PosteriorResult",
     "RaoBlackwellised",
     "RateMatrix",
