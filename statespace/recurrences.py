@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from statespace.chains import gaussian
 from statespace.chains.associative import prefix_scan
+from statespace.chains.batching import with_care
 
 Jacobian = Literal["full", "diagonal"]
 
@@ -54,6 +55,9 @@ def parallel_newton(
     past quickly, and many (at most T) where it hardly does; where they do not suffice the recurrence is run
     moment by moment, and ``sequential`` says so. Gradients are those of the solution, by one transposed scan
     with the full Jacobians, whatever the iterations were.
+
+    Under `vmap` each recurrence keeps the iterations, the residual and the solution at which it stopped by
+    itself; the loop ends with the last one, and all are run moment by moment if one has to be.
 
     Args:
         f: ``(state (n,), input) -> state (n,)``; without inputs ``(state) -> state``.
@@ -110,13 +114,26 @@ def parallel_newton(
     start = (frozen(begin), jnp.asarray(jnp.inf, x0.dtype), jnp.asarray(0))
     x, change, count = jax.lax.while_loop(going, body, start)
     residual = jnp.max(jnp.abs(x - image(every(x), given)))
-    converged = change <= tolerance
-    run = lambda: jax.lax.scan(lambda x, u: (held(x, u),) * 2, frozen(x0), given)[1]
-    sequential = ~converged & fallback
+    # states that were set to zero for want of a number do not change either
+    solves = residual <= jnp.sqrt(tolerance) * (1 + jnp.max(jnp.abs(x)))
+    converged = (change <= tolerance) & solves
     if fallback:
-        x = jax.lax.cond(converged, lambda: x, run)
+        x = _unless(converged, x, held, frozen(x0), given)
     states = _solution(frozen(x), fixed, x0, inputs)
-    return Recurrence(states, count, residual, converged, sequential)
+    return Recurrence(states, count, residual, converged, ~converged & fallback)
+
+
+def _unless(converged: Array, x: Array, step: Callable, x0: Array, inputs: Any) -> Array:
+    """What was found, or else the recurrence moment by moment; a batch runs it only if one needs it."""
+    arrays, rest = eqx.partition((step, x0, inputs), eqx.is_array)
+    leaves, tree = jax.tree.flatten(arrays)
+
+    def again(converged: Array, x: Array, *leaves: Array) -> Array:
+        step, x0, inputs = eqx.combine(jax.tree.unflatten(tree, leaves), rest)
+        return jax.lax.scan(lambda x, u: (step(x, u),) * 2, x0, inputs)[1]
+
+    failed = lambda converged, *_: ~converged
+    return with_care(failed, again, lambda converged, x, *_: x)(converged, x, *leaves)
 
 
 @eqx.filter_custom_jvp

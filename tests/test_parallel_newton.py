@@ -48,6 +48,81 @@ def test_a_linear_recurrence_takes_one_step_to_find_and_one_to_see():
     assert int(got.iterations) == 2
 
 
+def test_one_step_solves_a_linear_recurrence():
+    f = lambda x, u: 0.9 * WEIGHTS @ x + u
+    got = ss.parallel_newton(f, START, INPUTS, iterations=1, fallback=False)
+    np.testing.assert_allclose(got.states, scanned(f), atol=1e-12)
+
+
+def test_without_a_past_one_step_finds_all_moments():
+    f = lambda x, u: jnp.tanh(u)
+    got = ss.parallel_newton(f, START, INPUTS, jacobian="diagonal")
+    assert int(got.iterations) <= 2
+    np.testing.assert_allclose(got.states, jnp.tanh(INPUTS), atol=1e-14)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 17])
+def test_any_number_of_moments(steps):
+    f, inputs = network(0.7), INPUTS[:steps]
+    got = ss.parallel_newton(f, START, inputs)
+    assert bool(got.converged)
+    np.testing.assert_allclose(got.states, scanned(f, inputs=inputs), atol=1e-9)
+
+
+GAINS = np.array([0.5, 1.0, 1.5, 2.5, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("jacobian", "least", "most", "solved"),
+    [
+        ("full", (3, 4, 5, 15, 60), (8, 14, 40, 61, 61), 3),
+        ("diagonal", (9, 15, 25, 61, 61), (22, 45, 61, 61, 61), 2),
+    ],
+)
+def test_iterations_grow_with_the_gain_of_a_network(jacobian, least, most, solved):
+    """As 4, 9, 38, 125, above 300 (full) and 15, 31, 78, above 300 twice (diagonal) over 1,000 moments do."""
+    rng = np.random.default_rng(1)
+    weights = jnp.asarray(rng.normal(size=(8, 8)) / np.sqrt(8))
+    inputs = jnp.asarray(rng.normal(size=(300, 8)))
+
+    @jax.jit
+    def run(gain):
+        f = lambda x, u: jnp.tanh(gain * weights @ x + u)
+        got = ss.parallel_newton(
+            f, jnp.zeros(8), inputs, jacobian=jacobian, iterations=60, tolerance=1e-11
+        )
+        return got, scanned(f, jnp.zeros(8), inputs)
+
+    runs = [run(gain) for gain in GAINS]
+    counts = [int(got.iterations) + int(got.sequential) for got, _ in runs]
+    assert all(np.array(least) <= counts), counts
+    assert all(counts <= np.array(most)), counts
+    assert [bool(got.converged) for got, _ in runs[:solved]] == [True] * solved
+    for got, expected in runs:  # to rounding, or moment by moment and saying so
+        assert bool(got.sequential) is not bool(got.converged)
+        np.testing.assert_allclose(got.states, expected, atol=1e-9)
+
+
+def test_what_overflows_is_not_taken_for_a_solution():
+    f = lambda x, u: 3 * x * jnp.abs(x) + u
+    x0, inputs = jnp.full(1, 5.0), jnp.ones((20, 1))
+    got = ss.parallel_newton(f, x0, inputs)
+    assert not bool(got.converged)
+    assert bool(got.sequential)
+    np.testing.assert_array_equal(got.states, scanned(f, x0, inputs))
+    assert np.isinf(got.states[-1])
+
+
+def test_in_a_batch_each_stops_by_itself():
+    gains = jnp.array([0.3, 0.9, 4.0])
+    run = lambda g: ss.parallel_newton(network(g), START, INPUTS, iterations=12)
+    together, alone = jax.jit(jax.vmap(run))(gains), [run(g) for g in gains]
+    assert [int(i) for i in together.iterations] == [int(a.iterations) for a in alone]
+    assert [bool(i) for i in together.sequential] == [False, False, True]
+    for i, gain in enumerate(gains):
+        np.testing.assert_allclose(together.states[i], scanned(network(gain)), atol=1e-9)
+
+
 def test_a_good_guess_saves_iterations():
     f = network(0.9)
     first = ss.parallel_newton(f, START, INPUTS)
