@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -138,12 +138,19 @@ def log_diagonal(l: Array) -> Array:
     return _sum(jnp.log(l[i, i]) for i in range(l.shape[0]))
 
 
-@jax.custom_jvp
-def tria(m: Array) -> Array:
-    """Lower triangular ``L`` with non-negative diagonal and ``L L^T = M M^T``, from one QR of ``M^T``."""
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def tria(m: Array, seldom: bool = False) -> Array:
+    """Lower triangular ``L`` with non-negative diagonal and ``L L^T = M M^T``, from one QR of ``M^T``.
+
+    Args:
+        m: ``M``.
+        seldom: whether it is to be a small program rather than a fast one, and `vmap` its only batch.
+    """
     r, c = m.shape[:2]
     if c < r:
         m = jnp.concatenate([m, jnp.zeros((r, r - c, *m.shape[2:]), m.dtype)], axis=1)
+    if seldom and r <= 2 * UNROLLED:
+        return _householder_loop(m)
     if r > UNROLLED or m.shape[1] > 3 * UNROLLED:
         factor = jnp.linalg.qr(m.T, mode="r").T
         return factor * jnp.where(jnp.diagonal(factor) < 0, -1, 1).astype(m.dtype)
@@ -170,10 +177,27 @@ def _householder(m: Array) -> Array:
     return jnp.stack(columns, axis=1)
 
 
+def _householder_loop(m: Array) -> Array:
+    """The same reflections in a loop, each over the whole matrix."""
+    r, c = m.shape
+    column = jnp.arange(c)
+
+    def reflect(i: Array, m: Array) -> Array:
+        row = jnp.where(column >= i, m[i], 0)
+        sign = jnp.where(m[i, i] < 0, -1, 1).astype(m.dtype)
+        v = row + jnp.where(column == i, sign * jnp.sqrt(jnp.sum(row * row)), 0)
+        size = jnp.sum(v * v)
+        beta = jnp.where(size > 0, 2 / jnp.where(size > 0, size, 1), 0)
+        return m - beta * jnp.sum(m * v, axis=1)[:, None] * v
+
+    factor = jnp.tril(jax.lax.fori_loop(0, r, reflect, m)[:, :r])
+    return factor * jnp.where(jnp.diagonal(factor) < 0, -1, 1).astype(m.dtype)
+
+
 @tria.defjvp
-def _tria_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _tria_jvp(seldom: bool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (m,), (dm,) = primals, tangents
-    factor = tria(m)
+    factor = tria(m, seldom)
     n = factor.shape[0]
     # L^{-1} with the directions in which L is singular left out: the derivative along them is undefined
     pivot = jnp.abs(factor[jnp.arange(n), jnp.arange(n)])

@@ -137,7 +137,7 @@ def _kernel(u: Array, f: Array, q: Array) -> tuple[Array, Array]:
     rounding = la.eye(n, u) * size[:, None]
     above = jnp.concatenate([fu, q, rounding], axis=1)
     below = jnp.concatenate([u, jnp.zeros((n, q.shape[1]), u.dtype), zero], axis=1)
-    full = la.tria(jnp.concatenate([above, below], axis=0))
+    full = la.tria(jnp.concatenate([above, below], axis=0), seldom=True)
     gain = la.transpose(la.solve_lower_t(full[:n, :n], la.transpose(full[n:, :n])))
     return gain, la.matmul_t(full[n:, n:], full[n:, n:])
 
