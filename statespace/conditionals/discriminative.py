@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from statespace.conditionals.affine import Gaussian
 
 RULES = ("clip", "fallback", "shrink", "robust")
+_PROBED = 8  # observations at which the covariances of a regression are looked at before tracing
 _AT_ONCE = 4096  # observations whose regression is evaluated side by side
 
 Regression = Callable[[Any], Any]
@@ -89,9 +90,37 @@ class Discriminative(eqx.Module):
         """
         raise TypeError(
             "`observation` of the model is Discriminative: it knows p(x | y) and has no p(y | x) to evaluate "
-            "or draw from. The methods that fit are DiscriminativeKalman() for `filter`, `smooth`, "
-            "`log_likelihood`, `sample_states` and `online`; such a model cannot be simulated."
+            "or draw from. The methods that fit are DiscriminativeKalman() and particles, such as "
+            "BackwardSampling(), for `filter`, `smooth`, `log_likelihood`, `sample_states` and `online`; "
+            "such a model cannot be simulated, and predicts no observations."
         )
+
+    def check(self, y: np.ndarray) -> None:
+        """Refuse observations that the regression cannot use, before anything is traced.
+
+        Args:
+            y: shape ``(T, m)``.
+
+        Raises:
+            ValueError: if a moment is missing in part, or a covariance is not positive definite.
+        """
+        missing = np.isnan(y)
+        partly = missing.any(axis=1) & ~missing.all(axis=1)
+        if partly.any():
+            raise ValueError(
+                f"the moment in row {np.flatnonzero(partly)[0]} is missing in part, and a regression has no "
+                "marginals: set the whole row to NaN, or fill in the missing channels."
+            )
+        seen = np.flatnonzero(~missing.any(axis=1))
+        if not len(seen) or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self)):
+            return
+        rows = seen[np.unique(np.linspace(0, len(seen) - 1, _PROBED).astype(int))]
+        for row, covariance in zip(rows, np.asarray(self.moments(jnp.asarray(y[rows]))[1])):
+            if not (np.isfinite(covariance).all() and np.linalg.eigvalsh(covariance)[0] > 0):
+                raise ValueError(
+                    f"`regression` of Discriminative gives at row {row} of the data a covariance that is not "
+                    f"positive definite: {covariance.tolist()}."
+                )
 
     def moments(self, y: Float[Array, "T m"]) -> tuple[Float[Array, "T n"], Float[Array, "T n n"]]:
         """The mean f and the covariance Q of each of several complete observations."""

@@ -11,27 +11,29 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from statespace.chains import gaussian
-from statespace.chains.gaussian.step import absorb_site
+from statespace.chains.gaussian.covariances import full_carry, predict
+from statespace.chains.gaussian.step import absorb_site, move
 from statespace.conditionals.affine import Gaussian
 from statespace.conditionals.discriminative import Discriminative
-from statespace.methods.discriminative_sites import Said, said_of
+from statespace.linearisation import Affine, Cubature, Linearisation
+from statespace.methods.discriminative_sites import Said, check_regression, said_of
 from statespace.methods.gaussian_lowering import (
     check_diffuse,
     check_transition,
     initial_law,
     linear,
+    noise,
     noise_over_time,
     widened,
 )
 from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
+from statespace.methods.linearised import make_affine, noise_at, proper
 from statespace.methods.lowering import at, dtype_of, stack, steps_of
-from statespace.methods.online_kalman import GaussianOnline, Predicted, Update
+from statespace.methods.online_kalman import GaussianOnline, OnlineState, Predicted, Update
 from statespace.methods.potentials import first_step
 from statespace.model import Step
 from statespace.posterior import GaussianPosterior
 from statespace.series import Panel, Series
-
-_PROBED = 8  # moments at which the covariances of a regression are looked at before tracing
 
 
 class DiscriminativePosterior(GaussianPosterior):
@@ -58,12 +60,14 @@ class DiscriminativePosterior(GaussianPosterior):
 
 
 class DiscriminativeKalman(GaussianMethod):
-    """Filter and smoother of linear dynamics under discriminative observations (Burkhart et al. 2020).
+    """Filter and smoother under discriminative observations (Burkhart et al. 2020).
 
-    Needs: ``initial`` Gaussian; ``transition`` an ``AffineGaussian`` or ``LinearDiffusion``; ``observation``
-    :class:`Discriminative`. Each observation becomes a Gaussian potential ``N(x; f, Q) / N(x; m, S)`` and the
-    rest is exact: filter, smoother and draws, on regular and irregular times. A moment of which any channel
-    is missing says nothing.
+    Needs: ``initial`` Gaussian; ``transition`` any conditional whose distribution has a mean and a
+    covariance; ``observation`` :class:`Discriminative`. Each observation becomes a Gaussian potential
+    ``N(x; f, Q) / N(x; m, S)``. With an ``AffineGaussian`` or a ``LinearDiffusion`` as the transition the
+    rest is exact: filter, smoother and draws, on regular and irregular times. Any other transition is made
+    affine round the filtered state, as extended and sigma-point Kalman filters do. A moment of which any
+    channel is missing says nothing.
 
     The log likelihood is relative to independent observations, ``log p(y) - sum_t log p(y_t)``: what the
     dynamics contribute, comparable between dynamics with the same stationary law, and no measure of the
@@ -76,10 +80,23 @@ class DiscriminativeKalman(GaussianMethod):
         form: "covariance", or "sqrt" for recursions on factors. None: "sqrt" in float32, "covariance" in
             float64.
         parallel: whether to use associative scans. None: on accelerators only.
+        linearisation: of a transition that is not affine: a rule of :mod:`statespace.linearisation`. The
+            default sees how the dynamics bend over the spread of the state, for as many evaluations as
+            derivatives would take; ``Taylor()`` is that of the extended Kalman filter.
 
     Raises:
+        TypeError: if ``linearisation`` is no such rule.
         ValueError: if ``form`` is neither.
     """
+
+    linearisation: Linearisation = Cubature()
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.linearisation, Linearisation):
+            raise TypeError(
+                "`linearisation` of DiscriminativeKalman must be a rule such as "
+                f"statespace.linearisation.Taylor(), got {self.linearisation!r}."
+            )
 
     def lower(self, model: Any, series: Series) -> Lowered:
         """The chain of a model on a recording, without the constants of its potentials.
@@ -95,17 +112,55 @@ class DiscriminativeKalman(GaussianMethod):
         initial, transition, observation = _conditionals(model, at(steps, 0))
         check_diffuse(initial, series)
         later = jax.tree.map(lambda x: x[1:] if len(series) > 1 else x, steps)
-        moves = stack(transition.at, later, varies)
         said = said_of(observation, series.channels)
-        dtype = dtype_of(series, initial, moves, said)
+        is_affine = hasattr(transition, "at")
+        moves = stack(transition.at, later, varies) if is_affine else None
+        dtype = dtype_of(series, initial, said, transition if moves is None else moves)
         form = self.form or ("sqrt" if dtype == jnp.float32 else "covariance")
-        chain = gaussian.Chain(
-            gaussian.Initial(initial.mean, widened(initial, moves, moves, form), initial.diffuse),
-            gaussian.Transitions(moves.matrix, moves.offset, noise_over_time(moves, form)),
-            gaussian.Sites(said.precision, said.shift),
-        )
-        chain = jax.tree.map(lambda x: x.astype(dtype), chain)
+        cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+        sites = cast(gaussian.Sites(said.precision, said.shift))
+        if moves is None:
+            start = gaussian.Initial(
+                initial.mean, full_carry(noise(initial, form), form, (), dtype)
+            )
+            transitions = self._along(transition, cast(start), sites, later, form)
+        else:
+            noises = noise_over_time(moves, form)
+            wide = widened(initial, moves, moves, form)
+            start = gaussian.Initial(initial.mean, wide, initial.diffuse)
+            transitions = gaussian.Transitions(moves.matrix, moves.offset, noises)
+        chain = gaussian.Chain(cast(start), cast(transitions), sites)
         return Lowered(chain, {"form": form, "parallel": in_parallel(self.parallel, series)}), said
+
+    def _along(
+        self,
+        transition: Any,
+        initial: gaussian.Initial,
+        sites: gaussian.Sites,
+        later: Step,
+        form: gaussian.Form,
+    ) -> gaussian.Transitions:
+        """A transition made affine along the filter's way, by which each moment leads to the next."""
+
+        def moment(carry: tuple[Array, Array], row: Any) -> tuple[tuple[Array, Array], Affine]:
+            (precision, shift), following = row
+            columns, spread, _, _ = absorb_site(carry[0][:, None], carry[1], precision, shift, form)
+            mean, spread, moves = self.ahead(transition, following, columns[:, 0], spread, form)
+            return (mean, spread), moves
+
+        before = jax.tree.map(lambda x: x[: len(later.index)], sites)
+        return gaussian.Transitions(
+            *jax.lax.scan(moment, (initial.mean, initial.noise), (before, later))[1]
+        )
+
+    def ahead(
+        self, transition: Any, step: Step, mean: Array, spread: Array, form: gaussian.Form
+    ) -> tuple[Array, Array, Affine]:
+        """Where a state leads: mean and spread, and the affine transition."""
+        made = make_affine(transition, step, self.linearisation, mean, spread, form, "transition")
+        made = Affine(*(a.astype(mean.dtype) for a in made))
+        mean = move(mean[:, None], made.matrix, made.offset)[:, 0]
+        return mean, predict(spread, made.matrix, made.noise, form), made
 
     def check(self, model: Any, data: Series | Panel) -> None:
         """Refuse what cannot go together, before anything is traced.
@@ -113,24 +168,15 @@ class DiscriminativeKalman(GaussianMethod):
         Raises:
             TypeError: if a conditional is not of a kind that the method needs.
             ValueError: if the regression does not fit the channels of the data or the states, if one of its
-                covariances is not positive definite, or if a moment is missing in part.
+                covariances is not positive definite, if a moment is missing in part, or if ``initial`` is
+                diffuse and the transition not affine.
         """
         initial, _, observation = _conditionals(model, first_step(data))
         n, m = initial.mean.shape[0], data.channels.shape[-1]
         check_regression(observation, n, jnp.zeros((1, m), data.y.dtype))
         if isinstance(data.y, jax.core.Tracer):
             return
-        y = np.asarray(data.y).reshape(-1, m)
-        missing = np.isnan(y)
-        partly = missing.any(axis=1) & ~missing.all(axis=1)
-        if partly.any():
-            raise ValueError(
-                f"the moment in row {np.flatnonzero(partly)[0]} is missing in part, and a regression has no "
-                "marginals: set the whole row to NaN, or fill in the missing channels."
-            )
-        seen = np.flatnonzero(~missing.any(axis=1))
-        probed = seen[np.unique(np.linspace(0, len(seen) - 1, _PROBED).astype(int))]
-        _check_covariances(observation, y[probed], probed)
+        observation.check(np.asarray(data.y).reshape(-1, m))
 
     def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
         """``log p(y) - sum_t log p(y_t)``."""
@@ -181,6 +227,17 @@ class DiscriminativeOnline(GaussianOnline):
     def __check_init__(self) -> None:
         _conditionals(self.model, Step(0, 0.0, self.dt))
 
+    def ahead(self, state: OnlineState, step: Step) -> tuple[Array, Array]:
+        """Columns and spread of the state at a step, before its observation."""
+        transition: Any = self.model.transition
+        if hasattr(transition, "at"):
+            return super().ahead(state, step)
+        method: Any = self.method
+        mean, spread, _ = method.ahead(
+            transition, step, state.columns[:, 0], state.spread, self.form
+        )
+        return mean[:, None], spread
+
     def see(self, step: Step, predicted: Predicted, y: Array | None) -> Update:
         """Update a predicted state by one observation."""
         columns, spread, _ = predicted
@@ -197,56 +254,30 @@ class DiscriminativeOnline(GaussianOnline):
 
 def _conditionals(model: Any, step: Step) -> tuple[Gaussian, Any, Discriminative]:
     """The three conditionals, if they are of the kinds that the method needs."""
-    initial = initial_law(model, step)
-    transition = linear(model, "transition", "DiscriminativeKalman")
-    check_transition(initial, transition, step)
-    observation = model.observation
+    initial, transition, observation = initial_law(model, step), model.transition, model.observation
     if not isinstance(observation, Discriminative):
         raise TypeError(
             "DiscriminativeKalman does not fit this model: its `observation` is a "
             f"{type(observation).__name__}, and it needs Discriminative, which says p(x | y)."
         )
     n = initial.mean.shape[0]
+    if hasattr(transition, "at"):
+        check_transition(initial, linear(model, "transition", "DiscriminativeKalman"), step)
+    else:
+        proper(initial, "DiscriminativeKalman with a transition that is not affine")
+        look = lambda x: noise_at(transition, step, x, "covariance", "transition")
+        shape = jax.eval_shape(look, initial.mean)[0].shape
+        if shape != (n,):
+            raise ValueError(
+                f"`transition` of the model gives values of shape {shape}, but the state has {n}: expected "
+                f"({n},)."
+            )
     if observation.marginal is not None and observation.marginal.mean.shape != (n,):
         raise ValueError(
             f"`marginal` of Discriminative is over {observation.marginal.mean.shape[0]} coordinates, but "
             f"`initial` of the model says that the state has {n}."
         )
     return initial, transition, observation
-
-
-def check_regression(observation: Discriminative, states: int, y: Float[Array, "1 m"]) -> None:
-    """Refuse a regression that does not fit the channels of the data or the states.
-
-    Raises:
-        ValueError: naming the shapes.
-    """
-    m = y.shape[1]
-    try:
-        made = jax.eval_shape(observation.regression, y[0])
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`regression` of Discriminative cannot be evaluated on an observation of {m} channels: {error}"
-        ) from error
-    shapes = [getattr(x, "shape", None) for x in made] if isinstance(made, (tuple, list)) else made
-    if shapes != [(states,), (states, states)]:
-        raise ValueError(
-            f"`regression` of Discriminative must give a mean ({states},) and a covariance "
-            f"({states}, {states}) of the state for an observation of {m} channels, got {shapes}."
-        )
-
-
-def _check_covariances(observation: Discriminative, y: np.ndarray, rows: np.ndarray) -> None:
-    leaves = jax.tree.leaves(observation)
-    if any(isinstance(x, jax.core.Tracer) for x in leaves):
-        return
-    covariances = np.asarray(observation.moments(jnp.asarray(y))[1])
-    for row, covariance in zip(rows, covariances):
-        if not (np.isfinite(covariance).all() and np.linalg.eigvalsh(covariance)[0] > 0):
-            raise ValueError(
-                f"`regression` of Discriminative gives at row {row} of the data a covariance that is not "
-                f"positive definite: {covariance.tolist()}."
-            )
 
 
 def _no_prediction(what: str) -> TypeError:

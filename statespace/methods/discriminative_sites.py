@@ -47,6 +47,27 @@ def said_of(observation: Discriminative, y: Float[Array, "T m"]) -> Said:
     return jax.tree.map(lambda x: jnp.where(_along(seen, x), x, jnp.zeros_like(x)), said)
 
 
+def check_regression(observation: Discriminative, states: int, y: Float[Array, "1 m"]) -> None:
+    """Refuse a regression that does not fit the channels of the data or the states.
+
+    Raises:
+        ValueError: naming the shapes.
+    """
+    m = y.shape[1]
+    try:
+        made = jax.eval_shape(observation.regression, y[0])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`regression` of Discriminative cannot be evaluated on an observation of {m} channels: {error}"
+        ) from error
+    shapes = [getattr(x, "shape", None) for x in made] if isinstance(made, (tuple, list)) else made
+    if shapes != [(states,), (states, states)]:
+        raise ValueError(
+            f"`regression` of Discriminative must give a mean ({states},) and a covariance "
+            f"({states}, {states}) of the state for an observation of {m} channels, got {shapes}."
+        )
+
+
 def log_density(
     observation: Discriminative, state: Float[Array, " n"], y: Float[Array, " m"]
 ) -> Float[Array, ""]:

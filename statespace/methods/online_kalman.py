@@ -77,7 +77,12 @@ class GaussianOnline(Fed, eqx.Module):
 
     def __check_init__(self) -> None:
         initial_law(self.model, _first_step(self.dt))
-        linear(self.model, "transition", type(self.method).__name__)
+
+    def ahead(self, state: OnlineState, step: Step) -> tuple[Array, Array]:
+        """Columns and spread of the state at a step, before its observation."""
+        moves = self.model.transition.at(step)
+        columns = move(state.columns, moves.matrix, moves.offset)
+        return columns, predict(state.spread, moves.matrix, noise(moves, self.form), self.form)
 
     @abstractmethod
     def see(self, step: Step, predicted: Predicted, y: Array | None) -> Update:
@@ -112,18 +117,16 @@ class GaussianOnline(Fed, eqx.Module):
         self, state: OnlineState, y: Array | None, inputs: Array | None, time: Array | None
     ) -> OnlineState:
         """The state after one more observation, traced."""
-        model, form, dtype = self.model, self.form, state.mean.dtype
+        form, dtype = self.form, state.mean.dtype
         step, first = next_step(state, self.dt, inputs, time)
-        law, moves = initial_law(model, step), model.transition.at(step)
+        law, (columns, spread) = initial_law(self.model, step), self.ahead(state, step)
 
         start = law.mean[:, None]
         if law.diffuse is not None:
             start = jnp.concatenate([start, law.diffuse.astype(dtype)], axis=1)
         p0 = noise(law, form)
         p0 = predict(jnp.zeros_like(state.spread), jnp.eye(len(p0), dtype=dtype), p0, form)
-        columns = jnp.where(first, start, move(state.columns, moves.matrix, moves.offset))
-        spread = jnp.where(first, p0, predict(state.spread, moves.matrix, noise(moves, form), form))
-
+        columns, spread = jnp.where(first, start, columns), jnp.where(first, p0, spread)
         known = diffuse.integrate_identified(state.gram)
         new = self.see(step, Predicted(columns, spread, known), y)
         constant, gram = state.constant + new.constant, state.gram + new.gram
@@ -148,6 +151,7 @@ class Online(GaussianOnline):
     """The Kalman filter, fed one observation at a time: see :func:`statespace.online`."""
 
     def __check_init__(self) -> None:
+        linear(self.model, "transition", type(self.method).__name__)
         linear(self.model, "observation")
 
     def see(self, step: Step, predicted: Predicted, y: Array | None) -> Update:

@@ -342,6 +342,18 @@ class TableObservation(eqx.Module):
         return moment.observation[particles if self.whole is None else self.whole(particles)]
 
 
+class SiteObservation(eqx.Module):
+    """An observation of which a Gaussian potential of the states is known beforehand."""
+
+    complete: bool = eqx.field(static=True)
+
+    def log_prob(self, particles: Float[Array, "N n"], moment: Moment) -> Float[Array, " N"]:
+        """Log of the potential at every particle: ``log p(y | x) - log p(y)``."""
+        site = moment.observation
+        curved = jnp.sum(particles * apply(site.precision, particles), axis=-1)
+        return site.constant + particles @ site.shift - 0.5 * curved
+
+
 class FunctionObservation(eqx.Module):
     """Any observation ``(state, step) -> Distribution``, of clouds."""
 

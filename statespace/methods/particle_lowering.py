@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains.particle.types import Chain, Particles
 from statespace.conditionals import aggregates
+from statespace.conditionals.discriminative import Discriminative
 from statespace.conditionals.finite import FiniteTransition
+from statespace.methods.discriminative_sites import check_regression, said_of
 from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.methods.particle_laws import (
     AffineObservation,
@@ -21,6 +23,7 @@ from statespace.methods.particle_laws import (
     FunctionObservation,
     InitialLaw,
     Moment,
+    SiteObservation,
     TableObservation,
     affine,
     jumps,
@@ -132,6 +135,12 @@ def on_clouds(model: Any, series: Series, steps: Step | None = None) -> tuple[Bo
         whole = None if parts is None else lambda x: aggregates.whole(parts, x)
         observation = TableObservation(whole, bool(series.complete))
         moments = moments._replace(observation=table.astype(dtype))
+    elif isinstance(model.observation, Discriminative):
+        check_regression(model.observation, like.shape[-1], series.channels[:1])
+        said = said_of(model.observation, series.channels)
+        said = said._replace(flagged=None)
+        moments = moments._replace(observation=jax.tree.map(lambda x: x.astype(dtype), said))
+        observation = SiteObservation(bool(series.complete))
     elif hasattr(model.observation, "at"):
         constant, varying = _observed(model.observation, moments, varies, series.complete, dtype)
         observation = AffineObservation(constant, bool(series.complete))

@@ -68,9 +68,12 @@ def absorb_site(
     """The update by a potential in information form.
 
     Returns:
-        Filtered columns, filtered covariance (or factor), and the log-density terms of :class:`Forward`.
+        Filtered columns, filtered covariance (or a lower triangular factor), and the log-density terms of
+        :class:`Forward`.
     """
     filtered, gain, factor = update(Sites, form)(predicted, precision, precision)
+    if form == "sqrt":
+        filtered = la.tria(filtered)
     innovation = first_column(shift, columns.shape[1]) - la.matmul(precision, columns)
     gram = site_gram(columns, innovation, precision, shift, gain)
     return columns + la.matmul(gain, innovation), filtered, -la.log_diagonal(factor), gram
