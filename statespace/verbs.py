@@ -14,6 +14,7 @@ from statespace.learners.fit import fit
 from statespace.learners.likelihood import each_recording, keyed, keys_of, stacked
 from statespace.learners.likelihood import log_likelihood as _log_likelihood
 from statespace.methods.choice import is_random, method_for, with_key
+from statespace.methods.gaussian_checks import report
 from statespace.methods.particle_checks import require_possible
 from statespace.model import check_key, check_model
 from statespace.panels import PanelPosterior, with_components
@@ -108,7 +109,7 @@ def log_likelihood(
             ``key``.
     """
     method, data = _checked(model, data, method, key)
-    return _likelihood(model, data.drop_labels(), method)
+    return _reported(method, model, data, _likelihood(model, data.drop_labels(), method))
 
 
 _likelihood = eqx.filter_jit(_log_likelihood)
@@ -183,8 +184,9 @@ def sample_states(
         keys = jax.random.split(key, len(data))
         own = keys_of(method, len(data))
         each = [method] * len(data) if own is None else [keyed(method, k) for k in own]
-        return [_sample(model, *one, draws) for one in zip(data.series, each, keys, strict=True)]
-    return _sample(model, data, method, key, draws)
+        triples = zip(data.series, each, keys, strict=True)
+        return [_reported(m, model, s, _sample(model, s, m, k, draws)) for s, m, k in triples]
+    return _reported(method, model, data, _sample(model, data, method, key, draws))
 
 
 @eqx.filter_jit
@@ -226,6 +228,7 @@ def forecast(
     wanted = query(series, steps, times, inputs)
     merged, rows = merge(series.drop_labels(), wanted)
     made = _forecast(model, merged, jnp.asarray(rows), method)
+    _reported(method, model, merged, made)
     return made.at(wanted.times, wanted.labels)
 
 
@@ -270,9 +273,11 @@ def _posterior(model: Any, data: Any, method: Any, kind: str, key: Any) -> Any:
     plain = data.drop_labels()
     if isinstance(data, Panel):
         padded = _run_panel(model, plain, method, kind)
+        _reported(method, model, data, padded)
         require_possible(model, padded)
         return PanelPosterior(padded, model, plain.inputs, data.lengths, data.labels)
     posterior = _run(model, plain, method, kind)
+    _reported(method, model, data, posterior)
     require_possible(model, posterior)
     return posterior.labelled(data.labels)
 
@@ -286,6 +291,13 @@ def _run(model: Any, series: Series, method: Any, kind: str) -> Any:
 def _run_panel(model: Any, panel: Panel, method: Any, kind: str) -> Any:
     one = lambda series, key: keyed(method, key).posterior(model, series, kind)
     return each_recording(one, model, method, stacked(panel), keys_of(method, len(panel)))
+
+
+def _reported(method: Any, model: Any, data: Series | Panel, result: Any) -> Any:
+    """The result, of which the user is told if arithmetic broke down on the way to it."""
+    if hasattr(method, "breakdown"):
+        report(method, model, data, result)
+    return result
 
 
 def _checked(model: Any, data: Any, method: Any, key: Any = None) -> tuple[Any, Series | Panel]:

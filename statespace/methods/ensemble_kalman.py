@@ -90,6 +90,13 @@ class EnsembleKalman(eqx.Module):
                 f"have {channels} channels."
             )
 
+    def breakdown(self, model: Any, series: Series) -> Any:
+        """What failed first, and where; None where nothing did."""
+        from statespace.methods.gaussian_checks import first_ensemble_failure
+
+        run = eqx.filter_jit(self._run)(model, series)
+        return first_ensemble_failure(run.forecast, run.predicted, run.filtered)
+
     def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
         """The sum of the log densities of the ensemble's one-step predictions."""
         return compensated_sum(self.pointwise(model, series))

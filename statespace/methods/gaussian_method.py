@@ -62,6 +62,16 @@ class GaussianMethod(eqx.Module):
     def check(self, model: Any, data: Series | Panel) -> None:
         """Nothing: shapes are checked as the model is lowered, and every number can be observed."""
 
+    def beginning(self, model: Any, series: Series) -> Lowered:
+        """The chain whose filter shows where inference broke down: of an iteration, that of its start."""
+        return self.lower(model, series)
+
+    def breakdown(self, model: Any, series: Series) -> Any:
+        """What failed first, and where; None where nothing did before a backward pass or an iteration."""
+        from statespace.methods.gaussian_checks import first_failure
+
+        return first_failure(self, model, series)
+
     def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
         """``log p(y)``."""
         chain, how = self.lower(model, series)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from statespace import angles
 from statespace.chains import gaussian
 from statespace.chains.gaussian import algebra as la
+from statespace.chains.gaussian.forward import covariances
 from statespace.linearisation import Linearisation, Taylor, lower_factor
 from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
 from statespace.methods.linearised import (
@@ -21,6 +22,7 @@ from statespace.methods.linearised import (
     Start,
     check_conditionals,
     filtered,
+    forward,
     linearised,
     noise_at,
     started,
@@ -39,7 +41,8 @@ class Convergence(NamedTuple):
 
     Attributes:
         iterations: how many were made.
-        change: the last change of the states, in units of their posterior standard deviations, at most.
+        change: the last change of the states, in units of their posterior standard deviations, at most; NaN
+            where a step led to what is no number, after which the states before it were kept.
         converged: whether it fell below the tolerance.
         cost: minus the log joint density at the states; NaN where the rule minimises none.
     """
@@ -110,6 +113,12 @@ class IteratedSmoother(GaussianMethod):
         """The chain of the model made affine at the fixed point."""
         return self._solve(model, series)[0]
 
+    def beginning(self, model: Any, series: Series) -> Lowered:
+        """The chain of the model made affine along the filter's way."""
+        start = started(model, series, self.form, type(self).__name__)
+        how = {"form": start.form, "parallel": in_parallel(self.parallel, series)}
+        return Lowered(filtered(model, start, self.linearisation)[0], how)
+
     def posterior(self, model: Any, series: Series, kind: Any) -> GaussianPosterior:
         """The law of the states, with how the iteration ended as its ``convergence``."""
         lowered, convergence = self._solve(model, series)
@@ -135,8 +144,9 @@ class IteratedSmoother(GaussianMethod):
             smoothed = gaussian.smooth(chain, **how)
             return Nominal(smoothed.mean, smoothed.covariance)
 
-        first = filtered(model, start, self.linearisation)[0]
-        states, convergence = _iterate(self, problem, smooth, smooth(first))
+        run = forward(model, start, self.linearisation)
+        begin = Nominal(run.means.filtered[..., 0], covariances(run.gains.filtered, start.form))
+        states, convergence = _iterate(self, problem, smooth, begin)
         once = lambda states: smooth(problem.chain(states))
         states = fixed_point(once, jax.lax.stop_gradient(states), _ROUNDS)
         return Lowered(problem.chain(states), how), convergence
@@ -148,25 +158,21 @@ def fixed_point(step: Callable[[Any], Any], at: Any, rounds: int) -> Any:
     With ``x = S(x, p)`` it is ``dx = (I - dS/dx)^{-1} dS/dp dp``: the tangent of one more step, and the
     sum of its images, of which there are ``rounds``.
     """
-    after, linear = jax.linearize(step, at)
-    zero = jax.tree.map(jnp.subtract, after, jax.lax.stop_gradient(after))
-    images = _images(zero, eqx.filter_closure_convert(linear, zero), rounds)
-    return jax.tree.map(jnp.add, at, images)
+    return _fixed_point(at, eqx.filter_closure_convert(step, at), rounds)
 
 
 @eqx.filter_custom_jvp
-def _images(zero: Any, linear: Callable[[Any], Any], rounds: int) -> Any:
-    """Zero, with the tangent ``(I + J + J² + …)`` times that of ``zero``."""
-    return jax.tree.map(jnp.zeros_like, zero)
+def _fixed_point(at: Any, step: Callable[[Any], Any], rounds: int) -> Any:
+    return at
 
 
-@_images.def_jvp
-def _images_jvp(primals: tuple, tangents: tuple) -> tuple:
-    zero, linear, rounds = primals
-    first = tangents[0]
+@_fixed_point.def_jvp
+def _fixed_point_jvp(primals: tuple, tangents: tuple) -> tuple:
+    at, step, rounds = primals
+    _, first = eqx.filter_jvp(lambda step: step(at), (step,), (tangents[1],))
+    _, linear = jax.linearize(step, at)
     one = lambda v, _: (jax.tree.map(jnp.add, first, linear(v)), None)
-    out = jax.lax.scan(one, first, None, length=rounds)[0]
-    return jax.tree.map(jnp.zeros_like, zero), out
+    return at, jax.lax.scan(one, first, None, length=rounds)[0]
 
 
 class _Problem(NamedTuple):
@@ -254,10 +260,10 @@ def _iterate(
 
     def body(s: _Search) -> _Search:
         new, cost, weight = attempt(s)
-        better = cost <= s.cost if damped else jnp.ones((), bool)
         sd = jnp.sqrt(jnp.maximum(jnp.diagonal(new.spread, axis1=1, axis2=2), 0))
         moved = jnp.abs(new.mean - s.states.mean)
         change = jnp.max(jnp.where(sd > 0, moved / jnp.where(sd > 0, sd, 1), 0))
+        better = cost <= s.cost if damped else jnp.isfinite(change)
         states = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, s.states)
         return _Search(
             states=states,
