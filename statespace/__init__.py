@@ -79,6 +79,7 @@ from statespace.methods.particle_filter import ParticleFilter, ParticleMethod
 from statespace.methods.particle_gibbs import ParisianParticleGibbs, ParticleGibbs, PathPosterior
 from statespace.methods.rao_blackwellised import RaoBlackwellised
 from statespace.methods.sequential_quasi import SequentialQuasiMonteCarlo
+from statespace.methods.structured_variational import StructuredVariational
 from statespace.methods.two_filter import TwoFilter
 from statespace.methods.unknown_scale import ConjugateScale
 from statespace.mixture_posterior import MixturePosterior
@@ -217,8 +218,8 @@ __all__ = [
     "HiddenSemiMarkov",
     "HierarchicalGamma",
     "IntegratedOrnsteinUhlenbeck",
-    "IntervalCensored",
     "InteractingMultipleModel",
+    "IntervalCensored",
     "Irregular",
     "IteratedFiltering",
     "IteratedSmoother",
@@ -295,6 +296,7 @@ __all__ = [
     "Step",
     "StochasticVolatility",
     "Structural",
+    "StructuredVariational",
     "StudentForecast",
     "StudentPosterior",
     "StudentSignal",
