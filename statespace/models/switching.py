@@ -37,6 +37,7 @@ class SwitchingLinearGaussian(eqx.Module):
     The regime is a Markov chain with K states (Kim 1994; also: switching Kalman filter, switching linear
     dynamical system, jump Markov linear system). Every array has a leading axis of K, or of 1 where all
     regimes share it. Exact inference would sum over all ``K^T`` paths of regimes; use
+    :class:`~statespace.GaussianSum`, :class:`~statespace.InteractingMultipleModel` or
     :class:`~statespace.RaoBlackwellised`, and :class:`~statespace.VariationalEM` to learn. For regimes that
     depend on the state see :class:`~statespace.RecurrentSwitchingLinearGaussian`.
 
