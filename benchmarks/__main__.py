@@ -22,6 +22,8 @@ FAMILIES = {
     "particles": "bootstrap particle filters: log likelihood of 1,000 moments, 1,000 filters at once",
     "paris": "particle smoothing: bias and error of PaRIS and PPG; seconds of the smoothers",
     "nonlinear": "extended and unscented filters, smoothers and gradients; the iterated smoother",
+    "decoding": "discriminative filters: errors of their rules, reaching; latency of online decoders",
+    "stability": "smoothers of 100 runs of bearings in float32: how many fail, in each form",
     "start": "import, first result in a cold process, compile time of an associative filter",
     "scaling": "associative against sequential scans over the length of the series",
     "accuracy": "errors on ill-conditioned models in float32 and float64",

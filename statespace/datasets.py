@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from statespace.dataset_values import BEARINGS_SHA256, EARTHQUAKES, NILE
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -279,12 +281,17 @@ def _read_motorcycle(path: Path) -> pd.Series:
     return pd.Series(acceleration, pd.Index(time, name="time (ms)"), name="acceleration (g)")
 
 
-def _read_bearings(path: Path) -> pd.DataFrame:
+def _read_bearings(*paths: Path) -> pd.DataFrame:
     import pandas as pd
 
-    with np.load(path, allow_pickle=False) as held:
-        angles = held["data"]
-    return pd.DataFrame(angles, columns=["bearing0", "bearing1"])
+    runs = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as held:
+            runs.append(held["data"])
+    index = pd.MultiIndex.from_product(
+        [range(1, len(runs) + 1), range(len(runs[0]))], names=["run", "moment"]
+    )
+    return pd.DataFrame(np.concatenate(runs), index, ["bearing0", "bearing1"])
 
 
 def _read_turbofan(train: Path, test: Path, rest: Path) -> pd.DataFrame:
@@ -320,28 +327,6 @@ def _read_sargolini(path: Path) -> pd.DataFrame:
         seconds, metres = held["t"], held["pos"]
     return pd.DataFrame(metres, pd.Index(seconds, name="time (s)"), ["x (m)", "y (m)"])
 
-
-NILE = (
-    *(1120, 1160, 963, 1210, 1160, 1160, 813, 1230, 1370, 1140),
-    *(995, 935, 1110, 994, 1020, 960, 1180, 799, 958, 1140),
-    *(1100, 1210, 1150, 1250, 1260, 1220, 1030, 1100, 774, 840),
-    *(874, 694, 940, 833, 701, 916, 692, 1020, 1050, 969),
-    *(831, 726, 456, 824, 702, 1120, 1100, 832, 764, 821),
-    *(768, 845, 864, 862, 698, 845, 744, 796, 1040, 759),
-    *(781, 865, 845, 944, 984, 897, 822, 1010, 771, 676),
-    *(649, 846, 812, 742, 801, 1040, 860, 874, 848, 890),
-    *(744, 749, 838, 1050, 918, 986, 797, 923, 975, 815),
-    *(1020, 906, 901, 1170, 912, 746, 919, 718, 714, 740),
-)
-
-EARTHQUAKES = (
-    *(13, 14, 8, 10, 16, 26, 32, 27, 18, 32, 36, 24, 22, 23, 22, 18, 25, 21, 21, 14),
-    *(8, 11, 14, 23, 18, 17, 19, 20, 22, 19, 13, 26, 13, 14, 22, 24, 21, 22, 26, 21),
-    *(23, 24, 27, 41, 31, 27, 35, 26, 28, 36, 39, 21, 17, 22, 17, 19, 15, 34, 10, 15),
-    *(22, 18, 15, 20, 15, 22, 19, 16, 30, 27, 29, 23, 20, 16, 21, 21, 25, 16, 18, 15),
-    *(18, 14, 10, 15, 8, 15, 6, 11, 8, 7, 18, 16, 13, 12, 13, 20, 15, 16, 12, 18),
-    *(15, 16, 13, 15, 16, 11, 11),
-)
 
 _DKF = ("burkh4rt/DKF-implementations", "876d451db70af1a538e671be48b2e99ad1b8b4a5")
 _BAYESNEWTON = ("AaltoML/BayesNewton", "bc6885f7d0c3291f828b0fcc9ebd9de0111c3ddb")
@@ -459,15 +444,14 @@ DATASETS = {
         },
     ),
     "bearings_only": Dataset(
-        "Simulated bearings of a turning target from two sensors, 8000 moments (run 1 of 100).",
+        "Simulated bearings of a turning target from two sensors: 100 runs of 8000 moments, 0.01 apart.",
         "Yaghoobi, Corenflos, Hassan & Särkkä (2022), sqrt-parallel-smoothers (MIT).",
         _read_bearings,
         {
-            "bearings_only/data-T8000-Run1.npz": _github(
-                *_SMOOTHERS,
-                "notebooks/robustness_data/data-T8000-Run1.npz",
-                "46c22ba5153abb95bbff71a79f246a7d94ed9ed89e2e3e56ea7404b37de35407",
+            f"bearings_only/data-T8000-Run{run}.npz": _github(
+                *_SMOOTHERS, f"notebooks/robustness_data/data-T8000-Run{run}.npz", sha256
             )
+            for run, sha256 in enumerate(BEARINGS_SHA256, 1)
         },
     ),
 }
