@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.conditionals.finite import FiniteTransition
-from statespace.learners import em_finite, em_gaussian
+from statespace.learners import em_counts, em_finite, em_gaussian
 from statespace.learners.descent import rounding
 from statespace.learners.information import bends, uncertainty
 from statespace.learners.likelihood import bare, log_likelihood
@@ -27,7 +27,8 @@ from statespace.learners.problem import (
 )
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
-from statespace.parameters import parameters, replace
+from statespace.models.poisson_linear import PoissonLinearDynamics
+from statespace.parameters import Frozen, parameters, replace
 
 _BLOCK = 50  # iterations in one call of the compiled loop
 _RUNNING, _CONVERGED, _FELL, _NOT_FINITE, _COLLAPSED = 0, 1, 2, 3, 4
@@ -37,13 +38,14 @@ INITIALISATIONS = ("kmeans", "random")
 class EM(eqx.Module):
     """Expectation maximisation: infer the states, then learn as if they were known, until nothing is gained.
 
-    For models of finitely many states, with any transition and any observation; and for
-    ``LinearGaussian`` and ``ss.Model`` with a Gaussian initial law and affine Gaussian conditionals made
-    of arrays. Takes missing entries (of some or all channels), inputs, soft labels, and panels of
-    recordings of unequal length: each is smoothed by itself, and the parameters are learned from all. A
-    frozen parameter does not move, and the others are then at the maximum given it. A parameter with a
-    prior is moved by climbing the expected log likelihood plus log prior; a Dirichlet prior of
-    probabilities adds its pseudo-counts (a "sticky" one is ``Dirichlet(ones((K, K)) + kappa * eye(K))``).
+    For models of finitely many states, with any transition and any observation; for ``LinearGaussian``
+    and ``ss.Model`` with a Gaussian initial law and affine Gaussian conditionals made of arrays; and for
+    ``PoissonLinearDynamics`` with ``method=ConjugateVI()``, whose evidence lower bound it raises. Takes
+    missing entries (of some or all channels), inputs, soft labels, and panels of recordings of unequal
+    length: each is smoothed by itself, and the parameters are learned from all. A frozen parameter does not
+    move, and the others are then at the maximum given it. A parameter with a prior is moved by climbing the
+    expected log likelihood plus log prior; a Dirichlet prior of probabilities adds its pseudo-counts (a
+    "sticky" one is ``Dirichlet(ones((K, K)) + kappa * eye(K))``).
 
     EM gets near a maximum reliably, and approaches it slowly: ``ss.fit(result, data)`` finishes the work by
     maximum likelihood, with standard errors.
@@ -222,7 +224,12 @@ class Progress(NamedTuple):
 
 def _family(model: Any) -> Any:
     """What knows the E-step and the M-step of a model."""
-    return em_finite if isinstance(model.transition, FiniteTransition) else em_gaussian
+    if isinstance(model.transition, FiniteTransition):
+        return em_finite
+    bare = model
+    while isinstance(bare, Frozen):
+        bare = bare.model
+    return em_counts if isinstance(bare, PoissonLinearDynamics) else em_gaussian
 
 
 def _best(states: Progress) -> int:
