@@ -172,7 +172,7 @@ def _fixed_point_jvp(primals: tuple, tangents: tuple) -> tuple:
     _, first = eqx.filter_jvp(lambda step: step(at), (step,), (tangents[1],))
     _, linear = jax.linearize(step, at)
     one = lambda v, _: (jax.tree.map(jnp.add, first, linear(v)), None)
-    return at, jax.lax.scan(one, first, None, length=rounds)[0]
+    return _fixed_point(at, step, rounds), jax.lax.scan(one, first, None, length=rounds)[0]
 
 
 class _Problem(NamedTuple):
