@@ -42,6 +42,11 @@ class NonGaussianForecast(SampledForecast):
     labels: Labels | None = eqx.field(static=True, default=None)
 
     @property
+    def convergence(self) -> Any:
+        """How the iteration for the states ended."""
+        return self.posterior.convergence
+
+    @property
     def std(self) -> Float[Array, "h m"]:
         """Standard deviation of each channel, noise included."""
         return jnp.sqrt(jnp.diagonal(self.covariance, axis1=1, axis2=2))

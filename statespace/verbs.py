@@ -14,6 +14,7 @@ from statespace.learners.fit import fit
 from statespace.learners.likelihood import each_recording, keyed, keys_of, stacked
 from statespace.learners.likelihood import log_likelihood as _log_likelihood
 from statespace.methods.choice import is_random, method_for, with_key
+from statespace.methods.convergence import warn_unless_converged
 from statespace.methods.gaussian_checks import report
 from statespace.methods.particle_checks import require_possible
 from statespace.model import check_key, check_model
@@ -109,10 +110,25 @@ def log_likelihood(
             ``key``.
     """
     method, data = _checked(model, data, method, key)
-    return _reported(method, model, data, _likelihood(model, data.drop_labels(), method))
+    plain = data.drop_labels()
+    if hasattr(method, "evidence"):
+        found, ended = _evidence(model, plain, method)
+        warn_unless_converged(method, ended)
+    else:
+        found = _likelihood(model, plain, method)
+    return _reported(method, model, data, found)
 
 
 _likelihood = eqx.filter_jit(_log_likelihood)
+
+
+@eqx.filter_jit
+def _evidence(model: Any, data: Series | Panel, method: Any) -> tuple[Array, Any]:
+    """The log likelihood by a method that iterates, and how its iteration ended."""
+    if isinstance(data, Panel):
+        each, ended = jax.vmap(lambda series: method.evidence(model, series))(stacked(data))
+        return jnp.sum(each), ended
+    return method.evidence(model, data)
 
 
 def filter(model: Any, data: Any, *, method: Any = None, key: PRNGKeyArray | None = None) -> Any:
@@ -297,6 +313,7 @@ def _reported(method: Any, model: Any, data: Series | Panel, result: Any) -> Any
     """The result, of which the user is told if arithmetic broke down on the way to it."""
     if hasattr(method, "breakdown"):
         report(method, model, data, result)
+    warn_unless_converged(method, getattr(result, "convergence", None))
     return result
 
 

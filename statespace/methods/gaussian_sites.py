@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from statespace.chains import gaussian
 from statespace.chains.gaussian.covariances import full_carry
+from statespace.chains.moments import compensated_sum
 from statespace.conditionals.discriminative import Discriminative
 from statespace.linearisation import Linearisation, SigmaPoints, Taylor, lower_factor
 from statespace.methods.gaussian_lowering import (
@@ -176,22 +177,23 @@ class SiteMethod(GaussianMethod):
         if (exact := self._exact(model)) is not None:
             return exact.posterior(model, series, kind)
         problem, filtered = self._filter(model, series)
+        moves = gaussian.Transitions(*_before_last(filtered.moves))
+        now, report = Iterate(filtered.site, None), together(filtered.convergence)
         if kind == "smoothed":
-            problem, found, report = self._solve(model, series, filtered)
-            chain, constant = problem.chain(found)
-            lowered = _lowered(problem, chain)
-            pointwise = gaussian.pointwise(chain, **lowered.how) + constant
-            pointwise += problem.surplus(found, problem.states(found))
+            problem, now, report = self._solve(model, series, filtered)
         else:
-            report, pointwise = together(filtered.convergence), filtered.log_density
-            moves = gaussian.Transitions(*_before_last(filtered.moves))
-            now = Iterate(filtered.site, None)
-            lowered = _lowered(problem, problem._replace(moves=lambda _: moves).chain(now)[0])
+            problem = problem._replace(moves=lambda _: moves)
+        chain, constant = problem.chain(now)
+        plain = self.posterior_of(model, series, _lowered(problem, chain), kind)
+        pointwise = filtered.log_density
+        if kind == "smoothed":
+            surplus = problem.surplus(now, Marginals(plain.mean, plain.covariance))
+            pointwise = plain.pointwise + constant + surplus
         mean, covariance = _observed(problem, filtered)
         return dataclasses.replace(
-            self.posterior_of(model, series, lowered, kind),
+            plain,
             pointwise=pointwise,
-            log_likelihood=jnp.sum(pointwise),
+            log_likelihood=compensated_sum(pointwise),
             predicted_mean=mean,
             predicted_covariance=covariance,
             convergence=_with_cost(report, jnp.sum(pointwise)),

@@ -118,11 +118,16 @@ class SiteProblem(NamedTuple):
 
     def states(self, now: Iterate) -> Marginals:
         """The smoothed states."""
+        return self.smoothed(now)[0]
+
+    def smoothed(self, now: Iterate) -> tuple[Marginals, Float[Array, ""]]:
+        """The smoothed states, and the log integral of the prior times the sites."""
         if len(self.y) == 1:
-            mean, covariance, _ = self._one(now)
-            return Marginals(mean[None], covariance[None])
-        smoothed = gaussian.smooth(self.chain(now)[0], form=self.form, parallel=self.parallel)
-        return Marginals(smoothed.mean, smoothed.covariance)
+            mean, covariance, log_normaliser = self._one(now)
+            return Marginals(mean[None], covariance[None]), log_normaliser
+        chain, constant = self.chain(now)
+        found = gaussian.smooth(chain, form=self.form, parallel=self.parallel)
+        return Marginals(found.mean, found.covariance), found.log_likelihood + jnp.sum(constant)
 
     def log_normaliser(self, now: Iterate) -> Float[Array, ""]:
         """Log integral of the prior times the sites."""
@@ -183,14 +188,14 @@ class SiteProblem(NamedTuple):
         rest = scan_moments(one, first, (moves.matrix, moves.offset), count - 1)[1]
         return jnp.concatenate([first[None], rest])
 
-    def merit(self, now: Iterate, states: Marginals, prior: Any) -> Array:
+    def merit(self, now: Iterate, states: Marginals, log_normaliser: Array, prior: Any) -> Array:
         """What the iteration raises: the log joint density at the mean (up to a constant), or the evidence.
 
         The mean m of the chain with sites obeys ``P (m - prior) = shift - precision m`` with the prior's
         precision P, which is therefore never formed.
         """
         if not self.rule.at_mean:
-            return self.evidence(now, states)
+            return log_normaliser + jnp.sum(self.surplus(now, states))
         z = self.laws(states).mean
         z0 = jax.vmap(lambda v, x: v.matrix @ x + v.offset)(self.view, prior)
         pull = now.site.shift - jnp.einsum("tcab,tcb->tca", now.site.precision, z)
@@ -238,13 +243,11 @@ def solve(
     adapts = settings.damping is None and not problem.ascends
     prior = problem.prior_means() if problem.ascends and problem.rule.at_mean else None
 
-    def objective(now: Iterate, states: Marginals) -> Array:
-        return problem.merit(now, states, prior) if problem.ascends else jnp.zeros((), dtype)
-
     def body(s: _Search) -> _Search:
         trial = mix(s.now, s.target, s.share)
-        states = problem.states(trial)
-        merit = objective(trial, states)
+        states, merit = problem.smoothed(trial)
+        if problem.ascends:
+            merit = problem.merit(trial, states, merit, prior)
         moved, change, noise = _difference(s.states, states)
         begins = s.iteration == 0  # the start itself is evaluated
         change = jnp.where(begins, jnp.inf, change / s.share)
