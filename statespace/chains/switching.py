@@ -26,7 +26,7 @@ from statespace.chains.gaussian.step import Seen, evidence, gains, move
 from statespace.chains.gaussian.types import Form
 from statespace.linearisation import Affine
 
-_RIDGE = 1e3  # in units of rounding: what keeps the law of the next state from being singular
+_RIDGE = 16  # in units of rounding: what keeps the law of the next state from being singular
 
 
 class Law(Protocol):
