@@ -262,7 +262,8 @@ def _iterate(
         new, cost, weight = attempt(s)
         sd = jnp.sqrt(jnp.maximum(jnp.diagonal(new.spread, axis1=1, axis2=2), 0))
         moved = jnp.abs(new.mean - s.states.mean)
-        change = jnp.max(jnp.where(sd > 0, moved / jnp.where(sd > 0, sd, 1), 0))
+        known = sd == 0  # what is no number is not known, and makes the change no number
+        change = jnp.max(jnp.where(known, 0, moved / jnp.where(known, 1, sd)))
         better = cost <= s.cost if damped else jnp.isfinite(change)
         states = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, s.states)
         return _Search(
