@@ -24,6 +24,7 @@ FAMILIES = {
     "nonlinear": "extended and unscented filters, smoothers and gradients; the iterated smoother",
     "decoding": "discriminative filters: errors of their rules, reaching; latency of online decoders",
     "stability": "smoothers of 100 runs of bearings in float32: how many fail, in each form",
+    "newton": "nonlinear recurrences by parallel Newton: iterations by gain, time against the scan",
     "start": "import, first result in a cold process, compile time of an associative filter",
     "scaling": "associative against sequential scans over the length of the series",
     "accuracy": "errors on ill-conditioned models in float32 and float64",

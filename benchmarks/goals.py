@@ -99,6 +99,10 @@ def states(low: int, high: int) -> Callable[[dict], bool]:
     return lambda row: low <= row["n"] <= high
 
 
+def length(steps: int) -> Callable[[dict], bool]:
+    return lambda row: row["T"] == steps
+
+
 def particles(count: int) -> Callable[[dict], bool]:
     return lambda row: row["N"] == count
 
@@ -173,6 +177,28 @@ GOALS = (
     ),
     Goal("particles", "the same, 1,000", 0.3, "x", ratios(("loglik",), particles(1_000))),
     Goal("particles", "the same, 10,000", 0.7, "x", ratios(("loglik",), particles(10_000))),
+    Goal(
+        "nonlinear",
+        "extended filter, 4 states, T = 1,000",
+        0.4,
+        "x",
+        ratios(("ekf", "ekf filter"), length(1_000)),
+    ),
+    Goal("nonlinear", "unscented filter", 0.6, "x", ratios(("ukf", "ukf filter"), length(1_000))),
+    Goal(
+        "nonlinear",
+        "extended filter, fused loops",
+        0.1,
+        "x",
+        ratios(("ekf", "ekf filter"), length(1_000), OURS + FUSED),
+    ),
+    Goal(
+        "nonlinear",
+        "unscented filter, fused loops",
+        0.25,
+        "x",
+        ratios(("ukf", "ukf filter"), length(1_000), OURS + FUSED),
+    ),
     Goal("start", "import, over the import of jax", 0.3, "s", seconds("import", "jax alone")),
     Goal("start", "first filtered result in a cold process", 2.0, "s", seconds("first filter")),
     Goal("start", "compile an associative filter, T = 10,000", 5.0, "s", seconds("associative")),
