@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from statespace.latency import Latency, latency
 from statespace.particle_diagnostics import (
     ParticleReport,
     lineages,
@@ -20,11 +21,13 @@ from statespace.series import as_series
 
 __all__ = [
     "HypothesisTest",
+    "Latency",
     "ParticleReport",
     "ResidualTests",
     "autocorrelation",
     "heteroskedasticity",
     "jarque_bera",
+    "latency",
     "lineages",
     "ljung_box",
     "pareto_k",
