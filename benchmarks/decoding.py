@@ -51,10 +51,10 @@ class Problem(NamedTuple):
         unit = ss.Gaussian(np.zeros(STATES), covariance=np.eye(STATES))
         return ss.Model(unit, self.transition, observation)
 
-    def decoder(self, rule: str = "clip") -> ss.Model:
-        """The discriminative model, with the exact regression."""
-        marginal = np.zeros(STATES), np.eye(STATES)
-        return self.model(ss.Discriminative(exact_regression(self.H), marginal, rule))
+    def decoder(self, regression: Any = None, rule: str = "clip") -> ss.Model:
+        """The discriminative model, by default with the exact regression."""
+        regression = exact_regression(self.H) if regression is None else regression
+        return self.model(ss.Discriminative(regression, (np.zeros(STATES), np.eye(STATES)), rule))
 
     def mixture(self) -> ss.Model:
         """The model that the recording was drawn from."""
@@ -126,21 +126,34 @@ def exact_regression(H: np.ndarray) -> Callable[[Any], Any]:
 # The tables
 
 
+def tabulated(pair: Any) -> tuple[Any, Any]:
+    """A regression that has been evaluated already: its mean and covariance are what is observed."""
+    return pair[:STATES], pair[STATES:].reshape(STATES, STATES)
+
+
+def errors_of_rules(problem: Problem) -> dict[str, float]:
+    """Of each rule, and of the regression alone; and how often Q is not below S.
+
+    Filters of tabulated regressions are the same program for any number of channels.
+    """
+    mean, covariance = jax.vmap(exact_regression(problem.H))(jnp.asarray(problem.y))
+    pairs = jnp.concatenate([mean, covariance.reshape(len(mean), -1)], axis=1)
+    found = {rule: ss.filter(problem.decoder(tabulated, rule), pairs) for rule in RULES}
+    errors = {"alone": problem.error(mean)}
+    errors |= {rule: problem.error(one.mean) for rule, one in found.items()}
+    return errors | {"flagged": float(found["clip"].flag_rate)}
+
+
 def synthetic_table(options: Options, length: int = 1500) -> list[dict]:
     """Errors of the rules, and how often Q is not below S."""
     print("\n== decoding | synthetic mixtures: RMSE relative to decoding zero, and share flagged")
-    print(f"{'n':>6s}{'alone':>8s}" + "".join(f"{r:>10s}" for r in RULES) + f"{'flagged':>10s}")
+    columns = ("alone", *RULES, "flagged")
+    print(f"{'n':>6s}" + "".join(f"{name:>10s}" for name in columns))
     rows = []
     for channels in CHANNELS[2:5] if options.quick else CHANNELS:
-        problem = synthetic(channels, length, seed=0)
-        found = {rule: ss.filter(problem.decoder(rule), problem.y) for rule in RULES}
-        alone = jax.vmap(exact_regression(problem.H))(jnp.asarray(problem.y))[0]
-        row = {"n": channels, "alone": problem.error(alone)}
-        row |= {rule: problem.error(one.mean) for rule, one in found.items()}
-        row["flagged"] = float(found["clip"].flag_rate)
-        rows.append({"table": "synthetic", "T": length} | row)
-        cells = "".join(f"{row[r]:10.3f}" for r in (*RULES, "flagged"))
-        print(f"{channels:6d}{row['alone']:8.3f}{cells}", flush=True)
+        row = errors_of_rules(synthetic(channels, length, seed=0))
+        rows.append({"table": "synthetic", "T": length, "n": channels} | row)
+        print(f"{channels:6d}" + "".join(f"{row[c]:10.3f}" for c in columns), flush=True)
     return rows
 
 
