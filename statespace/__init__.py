@@ -50,6 +50,7 @@ from statespace.learners.rate_priors import HierarchicalGamma
 from statespace.learners.result import ConvergenceWarning, FitResult
 from statespace.learners.score_ascent import ScoreAscent, ScoreClimbing
 from statespace.learners.smc2 import SMC2
+from statespace.learners.variational_em import VariationalEM
 from statespace.localisation import Localisation
 from statespace.methods import proposals
 from statespace.methods.backward_sampling import BackwardSampling
@@ -308,6 +309,7 @@ __all__ = [
     "SwitchingPosterior",
     "ThetaLogistic",
     "TwoFilter",
+    "VariationalEM",
     "compare",
     "config",
     "constant",

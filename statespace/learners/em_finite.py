@@ -227,11 +227,11 @@ def _initial(model: Any, problem: Problem, statistics: Statistics, floor: Any) -
         if name in problem.names and isinstance(bare(model).initial, Categorical):
             old = parameters(model)[name]
             first = aggregates.fold(bare(model).transition.aggregate, statistics.initial)
-            return _frequencies(name, first, old, problem)
+            return frequencies(name, first, old, problem)
     return {}
 
 
-def _frequencies(name: str, counts: Array, old: Array, problem: Problem) -> dict[str, Array]:
+def frequencies(name: str, counts: Array, old: Array, problem: Problem) -> dict[str, Array]:
     """Probabilities from expected counts, plus those of a Dirichlet prior; old ones where there are none."""
     from numpyro.distributions import Dirichlet
 
@@ -255,7 +255,7 @@ def _transition(
         return {}
     if _is_constant(model):
         name = part.names[0]
-        return _frequencies(name, statistics.moves, part.conditional.probs, problem)
+        return frequencies(name, statistics.moves, part.conditional.probs, problem)
     priors = {n: p for n, p in problem.priors.items() if n in part.names}
     if not hasattr(part.conditional, "m_step") or part.frozen:
         return {}

@@ -48,27 +48,47 @@ def statistics(
     series: Series,
     states: Any,
     parts: tuple[Regression, ...],
-    within: Bool[Array, " T"] | None,
+    weights: Bool[Array, " T"] | Float[Array, " T"] | None,
 ) -> dict[str, Statistics]:
-    """The statistics of each regression, from the states' means, covariances and lag-one covariances."""
+    """The statistics of each regression, from the states' means, covariances and lag-one covariances.
+
+    Args:
+        model: at the current parameters.
+        series: the recording.
+        states: their moments.
+        parts: the regressions.
+        weights: by which each moment counts: False or 0 after the end of a padded recording; None for all.
+    """
     out = {}
     for part in parts:
         if part.label == "transition":
-            after = None if within is None else within[1:]
+            after = None if weights is None else weights[1:]
             out[part.label] = _transition(model, part, series, states, after)
         elif part.label == "observation":
-            out[part.label] = _observation(model, part, series, states)
+            out[part.label] = _observation(model, part, series, states, weights)
         else:
             mean, cov = states.mean[0], states.covariance[0]
             e = mean - coefficients(model, part)[:, 0]
             one = jnp.ones(1, mean.dtype)
             ee = jnp.outer(e, e) + cov
-            out[part.label] = Statistics(ee, e[:, None] * one, jnp.ones((1, 1), mean.dtype), one[0])
+            once = Statistics(ee, e[:, None] * one, jnp.ones((1, 1), mean.dtype), one[0])
+            share = 1 if weights is None else weights[0]
+            out[part.label] = jax.tree.map(lambda x, share=share: share * x, once)
     return out
 
 
+def _weighted(
+    weights: Any, vectors: tuple[Array, ...], matrices: tuple[Array, ...]
+) -> tuple[tuple[Array, ...], tuple[Array, ...], Float[Array, ""]]:
+    """Rows whose products are summed, terms that are summed, and the number of moments, all weighted."""
+    weights = weights.astype(vectors[0].dtype)
+    root = jnp.sqrt(weights)[:, None]
+    scaled = tuple(weights.reshape(-1, *[1] * (a.ndim - 1)) * a for a in matrices)
+    return tuple(root * a for a in vectors), scaled, jnp.sum(weights)
+
+
 def _transition(
-    model: Any, part: Regression, series: Series, states: Any, within: Array | None
+    model: Any, part: Regression, series: Series, states: Any, weights: Array | None
 ) -> Statistics:
     """Of the state on the previous state. The inputs are those of the moment that is led into."""
     w = coefficients(model, part)
@@ -77,10 +97,8 @@ def _transition(
     e = states.mean[1:] - z @ w.T
     before, after, lag = states.covariance[:-1], states.covariance[1:], states.lag_one
     count = jnp.asarray(len(z), z.dtype)
-    if within is not None:
-        z, e = (jnp.where(within[:, None], a, 0) for a in (z, e))
-        before, after, lag = (jnp.where(within[:, None, None], a, 0) for a in (before, after, lag))
-        count = jnp.sum(within).astype(z.dtype)
+    if weights is not None:
+        (z, e), (before, after, lag), count = _weighted(weights, (z, e), (before, after, lag))
     xx, yy, yx = jnp.sum(before, axis=0), jnp.sum(after, axis=0), jnp.sum(lag, axis=0).T
     f = w[:, :n] if part.matrix is not None else jnp.zeros((w.shape[0], n), w.dtype)
     fyx = f @ yx.T
@@ -88,7 +106,9 @@ def _transition(
     return _collect(part, ee, e.T @ z, yx - f @ xx, z, xx, count)
 
 
-def _observation(model: Any, part: Regression, series: Series, states: Any) -> Statistics:
+def _observation(
+    model: Any, part: Regression, series: Series, states: Any, weights: Array | None
+) -> Statistics:
     """Of the observation on the state. A missing channel counts by its expectation given the others.
 
     With mask ``K``, ``y = (I - G)(H x + d) + G y_observed + N(0, (I - G) R)`` for the gain
@@ -100,29 +120,31 @@ def _observation(model: Any, part: Regression, series: Series, states: Any) -> S
     y, p = series.channels, states.covariance
     h = w[:, :n] if part.matrix is not None else jnp.zeros((w.shape[0], n), w.dtype)
     if series.complete:
-        e, xx = y - z @ w.T, jnp.sum(p, axis=0)
+        e, count = y - z @ w.T, jnp.asarray(len(z), z.dtype)
+        if weights is not None:
+            (z, e), (p,), count = _weighted(weights, (z, e), (p,))
+        xx = jnp.sum(p, axis=0)
         ee = e.T @ e + h @ xx @ h.T
-        return _collect(part, ee, e.T @ z, -h @ xx, z, xx, jnp.asarray(len(z), z.dtype))
+        return _collect(part, ee, e.T @ z, -h @ xx, z, xx, count)
     seen = series.observed
     some = jnp.any(seen, axis=1)
     e = jnp.where(seen, jnp.nan_to_num(y) - z @ w.T, 0)
     if _is_diagonal(model, part):
-        rest = jnp.diag(jnp.sum(jnp.where(some[:, None] & ~seen, jnp.diagonal(r), 0), axis=0))
+        rest = jnp.where(some[:, None] & ~seen, jnp.diagonal(r), 0)
         gain_h = jnp.where(seen[:, :, None], h, 0)
     else:
         gain = jax.vmap(lambda k: _gain(r, k))(seen)
         e = jnp.einsum("tij,tj->ti", gain, e)
         gain_h = gain @ h
         left = jnp.where(some[:, None, None], r - gain @ r, 0)
-        rest = jnp.sum((left + jnp.swapaxes(left, 1, 2)) / 2, axis=0)
-    z = jnp.where(some[:, None], z, 0)
-    p = jnp.where(some[:, None, None], p, 0)
+        rest = (left + jnp.swapaxes(left, 1, 2)) / 2
+    counted = some if weights is None else some * weights
+    (z, e), (p, rest), count = _weighted(counted, (z, e), (p, rest))
     gain_hp = gain_h @ p
+    rest = jnp.sum(rest, axis=0)
+    rest = jnp.diag(rest) if rest.ndim == 1 else rest
     ee = e.T @ e + jnp.sum(gain_hp @ jnp.swapaxes(gain_h, 1, 2), axis=0) + rest
-    xx = jnp.sum(p, axis=0)
-    return _collect(
-        part, ee, e.T @ z, -jnp.sum(gain_hp, axis=0), z, xx, jnp.sum(some).astype(z.dtype)
-    )
+    return _collect(part, ee, e.T @ z, -jnp.sum(gain_hp, axis=0), z, jnp.sum(p, axis=0), count)
 
 
 def _is_diagonal(model: Any, part: Regression) -> bool:

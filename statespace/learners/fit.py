@@ -34,7 +34,8 @@ def fit(
         priors: NumPyro distributions by parameter name, on the scale on which the model states the
             parameter. Maximum likelihood then becomes maximum a posteriori.
         key: source of randomness, where the learner needs one.
-        method: how the log likelihood is computed; if None the exact one for the model.
+        method: how the log likelihood is computed; if None the learner's own, else the exact one for the
+            model.
 
     Returns:
         The fitted model with its log likelihood, standard errors and more: see
@@ -59,6 +60,7 @@ def fit(
             "`learner` must be a learner such as MaximumLikelihood(), EM() or NUTS(), got "
             f"{learner!r}{'; call it to make one' if isinstance(learner, type) else ''}."
         )
+    method = getattr(learner, "default_method", None) if method is None else method
     method, data = with_key(method_for(model, method), model, key), as_data(data)
     method.check(model, data)
     extra = {} if start is None else {"start": start}

@@ -142,7 +142,7 @@ def maximise(
     old = coefficients(model, regression)
     movable = _movable(model, regression, free)
     change = _regress(statistics, movable)
-    square = _square(statistics, change) / statistics.moments
+    square = residual_square(statistics, change) / statistics.moments
     collapsed = jnp.zeros((), bool)
     if regression.scale in names:
         size = jnp.diagonal(square + old @ statistics.zz @ old.T / statistics.moments)
@@ -170,7 +170,7 @@ def _regress(s: Statistics, movable: np.ndarray) -> Float[Array, "d p"]:
     return change.at[:, index].set(solved)
 
 
-def _square(s: Statistics, change: Array) -> Float[Array, "d d"]:
+def residual_square(s: Statistics, change: Array) -> Float[Array, "d d"]:
     """Expected sum of squares of the residual after a change of the coefficients."""
     cross = change @ s.ez.T
     total = s.ee - cross - cross.T + change @ s.zz @ change.T
@@ -189,7 +189,7 @@ def _climb(
         blocks = [here[n] for n in regression[1:4] if n is not None]
         full = jnp.concatenate([b[:, None] if b.ndim == 1 else b for b in blocks], axis=1)
         factor = jnp.linalg.cholesky(_as_covariance(regression, here[regression.scale]))
-        square = _square(s, full - old)
+        square = residual_square(s, full - old)
         half = jax.scipy.linalg.solve_triangular(factor, square, lower=True)
         trace = jnp.trace(jax.scipy.linalg.solve_triangular(factor, half.T, lower=True))
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))

@@ -194,12 +194,15 @@ class FitResult:
     def residual_tests(self, lags: int | None = None) -> ResidualTests | None:
         """Tests of the standardised one-step prediction errors at the fitted parameters.
 
-        Those of all recordings of a panel one after the other; None where there are too few.
+        Those of all recordings of a panel one after the other; None where there are too few, or where the
+        method makes no predictions.
 
         Args:
             lags: lags up to which autocorrelation is tested; default the smaller of 10 and a fifth
                 of the errors.
         """
+        if not getattr(self._problem.method, "predicts", True):
+            return None
         errors = self.residuals()
         if np.any(np.sum(errors.observed, axis=0) < 3):
             return None

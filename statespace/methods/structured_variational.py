@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -70,6 +70,8 @@ class StructuredVariational(eqx.Module):
         decision-making, ICML, section 4; Khan & Lin (2017), Conjugate-computation variational inference,
         AISTATS; Knowles & Minka (2011), Non-conjugate variational message passing, NeurIPS, for the bound.
     """
+
+    predicts: ClassVar[bool] = False
 
     iterations: int = eqx.field(static=True, default=200)
     tolerance: float = eqx.field(static=True, default=1e-6)
@@ -139,7 +141,7 @@ class StructuredVariational(eqx.Module):
         law = stack(lambda s: _of_regimes(observation, count, s), steps, varies)
         if series.complete is not True:
             law = _without_missing(observation, count, law, steps, varies, seen)
-        scores, weights = _scores(transition.kernel, later, varies)
+        scores, weights = regime_scores(transition.kernel, later, varies)
         some = jnp.any(seen, axis=1)
         within = jnp.flip(jnp.cumsum(jnp.flip(some))) > 0
         chain = structured.SwitchingChain(
@@ -161,10 +163,10 @@ class StructuredVariational(eqx.Module):
         nowhere = structured.unknown(chain)
 
         def goes_on(turn: _Turn) -> Bool[Array, ""]:
-            return (turn.gain > tolerance) & (turn.count < self.iterations)
+            return (turn.gain > tolerance) & (turn.turns < self.iterations)
 
         def trial(turn: _Turn) -> _Turn:
-            old, begins = turn.q, turn.count < _WIDE
+            old, begins = turn.q, turn.turns < _WIDE
             wide = structured.widened(chain, nowhere.naturals, old.states)
             aim = structured.target(chain, old.probs, old.pairs, old.states)
             there = jax.tree.map(lambda a, b: jnp.where(begins, a, b), wide, aim)
@@ -180,13 +182,13 @@ class StructuredVariational(eqx.Module):
                 size=jnp.where(better, 1, turn.size / 2),
                 gain=jnp.where(better & ~begins, gain, jnp.where(spent, 0, jnp.inf)),
                 change=jnp.where(better, change, turn.change),
-                count=turn.count + 1,
+                turns=turn.turns + 1,
             )
 
         far = jnp.asarray(jnp.inf, chain.y.dtype)
         start = _Turn(nowhere, jnp.ones_like(far), far, far, jnp.zeros((), int))
         end = jax.lax.while_loop(goes_on, trial, start)
-        return end.q, Convergence(end.count, end.change, end.gain <= tolerance, -end.q.bound)
+        return end.q, Convergence(end.turns, end.change, end.gain <= tolerance, -end.q.bound)
 
     def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
         """A lower bound of ``log p(y)``."""
@@ -202,8 +204,11 @@ class StructuredVariational(eqx.Module):
         return finite.pointwise(over, parallel=False) + q.entropy
 
     def standardised_errors(self, model: Any, series: Series) -> Float[Array, "T m"]:
-        """NaN: the law of whole paths holds no one-step predictions."""
-        return jnp.full_like(series.channels, jnp.nan)
+        """Not there: the law of whole paths holds no one-step predictions."""
+        raise TypeError(
+            "StructuredVariational makes no one-step predictions, and so no residuals: those of "
+            "ParticleFilter() or, without recurrence, RaoBlackwellised() are of their predictions."
+        )
 
     def posterior(self, model: Any, series: Series, kind: Any) -> StructuredPosterior:
         """The law of regimes and states given all data."""
@@ -319,7 +324,7 @@ class _Turn(NamedTuple):
     size: Float[Array, ""]
     gain: Float[Array, ""]
     change: Float[Array, ""]
-    count: Int[Array, ""]
+    turns: Int[Array, ""]
 
 
 class _Part(eqx.Module):
@@ -423,7 +428,7 @@ def _without_missing(
     return law._replace(whitener=white, log_scale=scale)
 
 
-def _scores(
+def regime_scores(
     kernel: Any, later: Step, varies: Step
 ) -> tuple[Float[Array, "S J K"], Float[Array, "K n"] | None]:
     """What the law of the next regime is made of."""
