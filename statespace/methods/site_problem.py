@@ -17,7 +17,9 @@ from statespace.methods.iterated import fixed_point
 from statespace.methods.sites import Law, Site, SiteRule, View, log_densities_of
 from statespace.model import Step
 
-_ROUNDS = 30  # of the derivative of the fixed point, which contract as the iteration does
+_ROUNDS = (
+    60  # of the derivative of the fixed point, by half steps, which contract where whole ones turn
+)
 _NEWTON = 3  # steps of Newton's method that carry derivatives, up to the second
 _LEAST = 2.0**-30  # share of a step at which a line search gives up
 _LEAST_DAMPED = (
@@ -354,7 +356,7 @@ def differentiable(
     """
     found, share = jax.lax.stop_gradient((found, share))
 
-    def step(now: Iterate, share: Array = share) -> Iterate:
+    def step(now: Iterate, share: Array = share / 2) -> Iterate:
         return mix(now, problem.target(now, problem.states(now))[0], share)
 
     def implicit() -> Iterate:
