@@ -66,7 +66,7 @@ from statespace.methods.gaussian_sites import ConjugateVI, ExpectationPropagatio
 from statespace.methods.gaussian_sums import GaussianSum, InteractingMultipleModel
 from statespace.methods.iterated import IteratedSmoother
 from statespace.methods.kalman import Kalman
-from statespace.methods.linearised import ExtendedKalman, SigmaPointKalman
+from statespace.methods.linearising_filters import ExtendedKalman, SigmaPointKalman
 from statespace.methods.online_ensemble import EnsembleOnline, EnsembleOnlineState
 from statespace.methods.online_finite import FiniteOnline, FiniteOnlineState
 from statespace.methods.online_kalman import Online, OnlineState

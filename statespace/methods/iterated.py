@@ -21,12 +21,11 @@ from statespace.methods.linearised import (
     Nominal,
     Start,
     check_conditionals,
-    filtered,
-    forward,
     linearised,
     noise_at,
     started,
 )
+from statespace.methods.linearising_filters import filtered, forward
 from statespace.model import Step
 from statespace.posterior import GaussianPosterior
 from statespace.series import Panel, Series

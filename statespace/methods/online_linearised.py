@@ -12,7 +12,8 @@ from statespace.chains.gaussian.algebra import matmul_t
 from statespace.chains.gaussian.covariances import full_carry
 from statespace.methods.feeding import Fed, next_step
 from statespace.methods.gaussian_lowering import initial_law, noise
-from statespace.methods.linearised import Linearised, joint_law, moved, proper, update
+from statespace.methods.linearised import proper
+from statespace.methods.linearising_filters import Linearised, joint_law, moved, update
 from statespace.model import Step
 
 
