@@ -179,8 +179,9 @@ class StructuredVariational(eqx.Module):
             change = jnp.max(jnp.abs(new.states.mean - old.states.mean) / sd)
             return _Turn(
                 q=jax.tree.map(lambda new, old: jnp.where(better, new, old), new, old),
-                size=jnp.where(better, 1, turn.size / 2),
-                gain=jnp.where(better & ~begins, gain, jnp.where(spent, 0, jnp.inf)),
+                size=jnp.where(better, jnp.minimum(2 * turn.size, 1), turn.size / 2),
+                # what a whole step would have gained: short ones gain little far from the end, too
+                gain=jnp.where(better & ~begins, gain / turn.size, jnp.where(spent, 0, jnp.inf)),
                 change=jnp.where(better, change, turn.change),
                 turns=turn.turns + 1,
             )
