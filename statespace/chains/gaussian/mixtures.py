@@ -104,29 +104,29 @@ def similar(mixture: Components, count: int, form: Form) -> Int[Array, " M"]:
     deviation = jnp.sqrt(jnp.diagonal(mixture_moments(weights, mixture.mean, law)[1]))
     deviation = jnp.where(deviation > 0, deviation, 1)
     floor = _WIDENED * jnp.eye(len(deviation), dtype=law.dtype)
-    first = Merged(
-        weights,
-        mixture.mean / deviation,
-        law / (deviation[:, None] * deviation) + floor,
-        mixture.regime,
-    )
+    law = law / (deviation[:, None] * deviation) + floor
+    size_of = jax.vmap(half_log_det)(law)
+    first = Merged(weights, mixture.mean / deviation, law, size_of, mixture.regime)
     alone = jnp.arange(size)
 
     def merge(_: int, carry: tuple) -> tuple:
-        laws, cost, group = carry
+        laws, cost, group, left = carry
         i, j = jnp.divmod(jnp.argmin(cost), size)
         both = joined(*(jax.tree.map(lambda x, at=at: x[at], laws) for at in (i, j)))
-        laws = jax.tree.map(lambda x, new: x.at[i].set(new), laws, both)
-        others = (jnp.diagonal(cost) == _SELF) & (alone != i) & (alone != j)
-        anew = jnp.where(others, jax.vmap(loss, (None, 0))(both, laws), jnp.inf)
-        cost = cost.at[i].set(anew).at[:, i].set(anew).at[i, i].set(_SELF)
-        cost = cost.at[j].set(jnp.inf).at[:, j].set(jnp.inf)
-        return laws, cost, jnp.where(group == j, i, group)
+        # selections in place of scatters, which would be loops of their own
+        here, gone = alone == i, alone == j
+        put = lambda x, new: jnp.where(here.reshape(-1, *(1,) * (x.ndim - 1)), new, x)
+        laws = jax.tree.map(put, laws, both)
+        anew = jax.vmap(loss, (None, 0))(both, laws)
+        anew = jnp.where(here, _SELF, jnp.where(left & ~gone, anew, jnp.inf))
+        cost = jnp.where(here[:, None], anew, jnp.where(here, anew[:, None], cost))
+        cost = jnp.where(gone[:, None] | gone, jnp.inf, cost)
+        return laws, cost, jnp.where(gone[group], i, group), left & ~gone
 
     cost = jax.vmap(jax.vmap(loss, (None, 0)), (0, None))(first, first)
     cost = jnp.where(jnp.eye(size, dtype=bool), _SELF, cost)
-    _, cost, group = jax.lax.fori_loop(0, size - count, merge, (first, cost, alone))
-    left = jnp.diagonal(cost) == _SELF
+    begin = (first, cost, alone, jnp.ones(size, bool))
+    _, _, group, left = jax.lax.fori_loop(0, size - count, merge, begin)
     return (jnp.cumsum(left) - 1)[group]
 
 
@@ -139,7 +139,13 @@ class Merged(NamedTuple):
     weight: Float[Array, "*M"]
     mean: Float[Array, "*M n"]
     covariance: Float[Array, "*M n n"]
+    half_log_det: Float[Array, "*M"]
     regime: Int[Array, "*M"]
+
+
+def half_log_det(covariance: Float[Array, "n n"]) -> Float[Array, ""]:
+    """Half the logarithm of a covariance's determinant."""
+    return la.log_diagonal(la.cholesky(covariance))
 
 
 def joined(one: Merged, two: Merged) -> Merged:
@@ -150,15 +156,15 @@ def joined(one: Merged, two: Merged) -> Merged:
     covariance = one.covariance + share * (two.covariance - one.covariance)
     covariance = covariance + share * (1 - share) * jnp.outer(apart, apart)
     regime = jnp.where(one.weight > 0, one.regime, two.regime)
-    return Merged(total, one.mean + share * apart, covariance, regime)
+    mean = one.mean + share * apart
+    return Merged(total, mean, covariance, half_log_det(covariance), regime)
 
 
 def loss(one: Merged, two: Merged) -> Float[Array, ""]:
     """Bound of the divergence that merging two components makes; infinite between regimes."""
-    half_log_det = lambda law: la.log_diagonal(la.cholesky(law.covariance))
     both = joined(one, two)
     bound = sum(
-        law.weight * sign * half_log_det(law) for law, sign in ((both, 1), (one, -1), (two, -1))
+        sign * law.weight * law.half_log_det for law, sign in ((both, 1), (one, -1), (two, -1))
     )
     bound = jnp.where(one.regime == two.regime, bound, jnp.inf)
     return jnp.where((one.weight > 0) & (two.weight > 0), bound, -jnp.inf)
