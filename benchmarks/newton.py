@@ -1,7 +1,7 @@
 """Parallel Newton against the scan: a recurrent network of eight tanh units under white inputs.
 
-* iterations: what ``parallel_newton`` needs to a change of 1e-7 over 1,000 moments, by the gain of the network.
-  Beyond 300 it gives up and runs the scan. A table, not a time.
+* iterations: what ``parallel_newton`` needs to a change of 1e-7 over 1,000 moments, by the gain.
+  After 300 it gives up and runs the scan. A table, not a time.
 * time: of a contracting network (gain 0.5) over its length, against ``lax.scan``. With ``--platform gpu``
   wall time is compared.
 """
