@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -53,9 +54,9 @@ class Linearised(GaussianMethod):
     """
 
     @property
+    @abstractmethod
     def linearisation(self) -> Linearisation:
         """The rule that makes a conditional affine."""
-        raise NotImplementedError
 
     def check(self, model: Any, data: Series | Panel) -> None:
         """Refuse conditionals without a mean and a covariance, and shapes that do not fit.
