@@ -242,7 +242,6 @@ def solve(
     dtype = problem.initial.mean.dtype
     eps = jnp.finfo(dtype).eps
     searches = settings.damping is None and problem.ascends
-    adapts = settings.damping is None and not problem.ascends
     prior = problem.prior_means() if problem.ascends and problem.rule.at_mean else None
 
     def body(s: _Search) -> _Search:
@@ -259,14 +258,12 @@ def solve(
         tolerance = jnp.maximum(settings.tolerance, 20 * eps * noise)
         target, guarded = problem.target(trial, states)
 
-        share, least = s.share, 0.0
-        if searches:
-            share = jnp.where(taken, jnp.minimum(1, 2 * s.share), s.share / 2)
-            least = _LEAST
-        if adapts:
+        share, least = s.share, _LEAST if searches else _LEAST_DAMPED
+        if settings.damping is None:
+            # near the fixed point an objective is flat, and only growing changes tell of too long a step
             grows = ~taken | ((change > s.change) & ~begins)
-            share = jnp.where(grows, s.share / 2, jnp.minimum(1, 1.1 * s.share))
-            share = jnp.maximum(share, _LEAST_DAMPED)
+            share = jnp.where(grows, s.share / 2, jnp.minimum(1, 1.3 * s.share))
+            share = jnp.maximum(share, least)
         better = taken & (merit > s.best_merit if problem.ascends else change < s.best_merit)
         better = better & jnp.isfinite(merit)
         new = s._replace(

@@ -88,7 +88,12 @@ def log_joint(x, y, log_density):
     ("observation", "log_density", "guarded"),
     [
         (PREDICTED, poisson, 0),
-        (lambda x, step: dist.StudentT(4.0, x, 0.3).to_event(1), student, 1),
+        pytest.param(
+            lambda x, step: dist.StudentT(4.0, x, 0.3).to_event(1),
+            student,
+            1,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_laplace_finds_the_mode(observation, log_density, guarded):
