@@ -3,8 +3,8 @@
 The published setting (Yaghoobi, Corenflos, Hassan & Särkkä 2022): two sensors, a wrong first guess of the
 state, and 20 iterations; but angles are angles. Taken for plain numbers, as published, they lead the extended
 filter to positions of 1e18 in 6 to 8 runs of 100, where float32 ends in either form. A run fails where the
-log likelihood or a smoothed state is not finite, where a smoothed covariance is not positive semi-definite but
-for rounding, or where positions are on average farther than 0.1 from those of the same method in float64,
+log likelihood or a smoothed state is not finite, where a smoothed covariance is not positive semi-definite
+but for rounding, or where positions are on average farther than 0.1 from those of the same method in float64,
 square-root form.
 Published failures (log likelihoods that are NaN, associative scans on a GPU): iterated cubature in covariance
 form 19 % at T = 80 and 100 % from T = 100 on, in square-root form 0 to 2 %; iterated extended 0 to 2 %, 0 %.
