@@ -124,6 +124,9 @@ class Discriminative(eqx.Module):
 
     def moments(self, y: Float[Array, "T m"]) -> tuple[Float[Array, "T n"], Float[Array, "T n n"]]:
         """The mean f and the covariance Q of each of several complete observations."""
+        if len(y) == 1:  # a decoder's: nothing to lay out side by side
+            mean, covariance = self.regression(y[0])
+            return mean[None], covariance[None]
         if len(y) <= _AT_ONCE:
             return jax.vmap(self.regression)(y)
         return jax.lax.map(self.regression, y, batch_size=_AT_ONCE)

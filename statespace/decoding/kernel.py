@@ -109,7 +109,8 @@ def _mean(logs: Array, responses: Array, prior: float, average: Array) -> Array:
     largest = jnp.maximum(largest, floor)
     weights = jnp.exp(logs - largest)
     more = jnp.exp(floor - largest)
-    total = jnp.tensordot(weights, responses, 1) + more * average
+    rows = responses.reshape(len(responses), -1).T
+    total = (rows @ weights).reshape(average.shape) + more * average
     return total / (jnp.sum(weights) + more)
 
 
