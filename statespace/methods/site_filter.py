@@ -177,7 +177,7 @@ def observation_moments(
 
     def one(eta: Array) -> tuple[Array, Array]:
         law = observation.law_of(eta, step)
-        return law.mean, jnp.broadcast_to(law.variance, law.mean.shape)
+        return jnp.ravel(law.mean), jnp.ravel(jnp.broadcast_to(law.variance, law.mean.shape))
 
     means, variances = jax.vmap(one)(eta)
     centre = w @ means
@@ -185,9 +185,14 @@ def observation_moments(
     coefficients = jnp.asarray(_hermite()[2], dtype) @ (w[:, None] * (means - centre))  # (K, m)
     scale = jnp.where(sd > 0, sd, 1)
     correlation = jnp.clip(s / (scale[:, None] * scale[None, :]), -1, 1)
-    powers = jnp.cumprod(jnp.broadcast_to(correlation, (len(coefficients), *s.shape)), axis=0)
+    # a channel may have several entries, as both bounds of a value, which are then the same number
+    channel = np.repeat(np.arange(len(sd)), len(centre) // len(sd))
+    correlation = correlation[channel][:, channel]
+    powers = jnp.cumprod(
+        jnp.broadcast_to(correlation, (len(coefficients), *correlation.shape)), axis=0
+    )
     shared = jnp.einsum("kij,ki,kj->ij", powers, coefficients, coefficients)
-    return centre, jnp.where(jnp.eye(len(sd), dtype=bool), own, shared)
+    return centre, jnp.where(channel[:, None] == channel, own, shared)
 
 
 def _hermite() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -159,6 +159,19 @@ def test_particles_agree_with_a_grid(key):
     np.testing.assert_allclose(found, grid_log_likelihood(), atol=0.05)
 
 
+def test_sites_agree_with_a_grid():
+    """Expectation propagation, by one-dimensional integrals for each pair of bounds."""
+    posterior = ss.smooth(censored_model(), ROWS, method=ss.ExpectationPropagation())
+    assert posterior.convergence.converged
+    np.testing.assert_allclose(posterior.log_likelihood, grid_log_likelihood(), atol=2e-3)
+    # what is predicted of a pair is the value, twice
+    assert posterior.predicted_mean.shape == (6, 4)
+    np.testing.assert_allclose(posterior.predicted_mean[0], [0, 0, 1, 1], atol=1e-12)
+    spread = np.array([[1.0], [-0.5]])
+    want = np.kron(spread @ spread.T + NOISE**2 * np.eye(2), np.ones((2, 2)))
+    np.testing.assert_allclose(posterior.predicted_covariance[0], want, atol=1e-10)
+
+
 def test_single_precision_stays():
     """The law is computed in the precision of its arguments."""
     single = jnp.float32
