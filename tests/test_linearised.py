@@ -121,6 +121,29 @@ def test_moments_through_a_curved_function_against_quadrature():
     np.testing.assert_allclose(factor @ factor.T, got.noise, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [Taylor(), Taylor(2), Cubature(), Cubature(5), Unscented(0.5, 2.0, 0.3), GaussHermite(3)],
+    ids=["first order", "second order", "cubature", "degree 5", "unscented", "Gauss-Hermite"],
+)
+@pytest.mark.parametrize("varies", [False, True])
+def test_joint_moments_are_those_of_the_affine_stand_in(rule, varies):
+    mean, covariance = jnp.array([0.5, -1.0]), jnp.array([[0.4, 0.1], [0.1, 0.3]])
+    root = jnp.linalg.cholesky(covariance)
+    curved = lambda x: jnp.array([jnp.sin(x[0]) * x[1], jnp.exp(0.3 * x[1])])
+    scale = lambda x: jnp.diag(0.2 + 0.1 * x**2 * varies)
+    matrix, offset, noise = rule(lambda x: (curved(x), scale(x) ** 2), mean, covariance)
+    joint = rule.joint(lambda x: (curved(x), scale(x) ** 2), mean, covariance)
+    np.testing.assert_allclose(joint.mean, matrix @ mean + offset, rtol=1e-12)
+    np.testing.assert_allclose(joint.cross, matrix @ covariance, atol=1e-13)
+    np.testing.assert_allclose(joint.own, matrix @ covariance @ matrix.T + noise, atol=1e-13)
+    factor = rule.joint(lambda x: (curved(x), scale(x)), mean, root, "sqrt")
+    np.testing.assert_allclose(factor.mean, joint.mean, rtol=1e-12)
+    np.testing.assert_allclose(factor.cross @ root.T, joint.cross, atol=1e-13)
+    columns = jnp.concatenate([factor.cross, factor.own], axis=1)
+    np.testing.assert_allclose(columns @ columns.T, joint.own, atol=1e-13)
+
+
 def test_the_second_order_expansion_is_exact_for_a_quadratic():
     mean, covariance = jnp.array([0.5, -1.0]), jnp.array([[0.4, 0.1], [0.1, 0.3]])
     bend = jnp.array([[1.0, 0.3], [0.3, -0.5]])
