@@ -75,9 +75,8 @@ def test_table_of_synthetic_mixtures():
 def test_rotating_dynamics():
     """The pattern of the table of nonlinear dynamics (published: .331 and .331, regression alone .353).
 
-    With the discriminative update, either prediction is better than the regression by itself, and sigma
-    points are no worse than the expansion; particles weighed by the regression are as good as with exact
-    weights.
+    With the discriminative update, either prediction is better than the regression by itself, and than a
+    thousand particles with either weights; sigma points are no worse than the expansion.
     """
     names = (
         "regression alone",
@@ -89,7 +88,8 @@ def test_rotating_dynamics():
     alone, extended, sigma, ours, exact = map(nonlinear_errors(100, 300, 0, 1000).get, names)
     assert max(extended, sigma) < 0.9 * alone
     assert sigma < extended * 1.02
-    assert ours == pytest.approx(exact, rel=0.1)
+    assert max(ours, exact) < 0.65  # 1,000 particles are few in ten dimensions
+    assert max(extended, sigma) < min(ours, exact)
 
 
 @pytest.mark.slow
