@@ -14,6 +14,7 @@ import numpy as np
 from statespace import canvas
 from statespace.arviz import require_arviz
 from statespace.canvas import ACCENT, DATA, FAINT, MAIN
+from statespace.chains.gaussian import Sites
 from statespace.diagnostics import autocorrelation, ljung_box, standardised_errors, trim
 from statespace.panels import PanelPosterior
 from statespace.particle_posterior import ParticlePosterior
@@ -245,8 +246,9 @@ def _bands(
 ) -> Any:
     """Bands of the signal over the data, or of the states."""
     _require(posterior, GaussianPosterior | ParticlePosterior | SwitchingPosterior, "posterior")
-    # particles and mixtures know of no linear signal
-    states = states or not isinstance(posterior, GaussianPosterior)
+    # particles, mixtures and sites in place of observations know of no linear signal
+    sites = isinstance(getattr(getattr(posterior, "chain", None), "potentials", None), Sites)
+    states = states or sites or not isinstance(posterior, GaussianPosterior)
     levels = np.atleast_1d(level)
     law = posterior if states else posterior.signal
     chosen = list(range(len(law.names)))

@@ -202,3 +202,16 @@ def test_models_that_do_not_fit_are_refused():
     )
     with pytest.raises(ValueError, match="`transition` of the model gives values of shape"):
         ss.smooth(wide, COUNTS, method=ss.Laplace())
+
+
+@pytest.mark.slow
+def test_plots_show_the_states_and_forecasts_the_observations():
+    method = ss.Laplace()
+    posterior = ss.smooth(POISSON, COUNTS, method=method)
+    ax = ss.plot.smoothed(posterior)
+    low, high = posterior.interval(0.9)
+    bottom, top = ax.get_ylim()
+    assert bottom < float(low.min())
+    assert top > float(high.max())
+    made = ss.forecast(POISSON, COUNTS, 1, method=method)
+    assert ss.plot.forecast(made, COUNTS).get_ylim()[1] > COUNTS.max()
