@@ -396,14 +396,14 @@ def unknown(chain: SwitchingChain) -> Structured:
     return Structured(naturals, states, nothing, even, pairs, nothing, jnp.asarray(-jnp.inf, dtype))
 
 
-def widened(chain: SwitchingChain, naturals: Naturals, states: States) -> Naturals:
-    """States under dynamics that are wide enough for every regime, about given means."""
-    law, count = chain.dynamics, chain.regimes.scores.shape[-1]
-    n = states.mean.shape[1]
-    even = jnp.full((1, count), 1 / count, states.mean.dtype)
+def widened(
+    chain: SwitchingChain, naturals: Naturals, states: States, probs: Float[Array, "T K"]
+) -> Naturals:
+    """States under dynamics that are wide enough for every regime that is not excluded, about given means."""
+    law, n = chain.dynamics, states.mean.shape[1]
     move = lambda w, x, *law: matched(w, x, jnp.zeros((n, n), x.dtype), *law)
     arrays = (law.matrix, law.offset, law.whitener)
-    moves: Any = vmap_moments(move, even, states.mean[:-1], *arrays)
+    moves: Any = vmap_moments(move, probs[1:], states.mean[:-1], *arrays)
     return _with_transitions(naturals, *moves, chain.within)
 
 

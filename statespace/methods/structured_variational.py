@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from statespace.particle_forecast import ParticleForecast
 
 _LOG_2PI = 1.8378770664093453
-_WIDE = 2  # turns in which the dynamics are wide enough for every regime
+_EVEN, _WIDE = (
+    2,
+    6,
+)  # turns in which regimes weigh the same, and in which dynamics cover all of them
 
 
 class Lowered(NamedTuple):
@@ -167,7 +170,8 @@ class StructuredVariational(eqx.Module):
 
         def trial(turn: _Turn) -> _Turn:
             old, begins = turn.q, turn.turns < _WIDE
-            wide = structured.widened(chain, nowhere.naturals, old.states)
+            probs = jnp.where(turn.turns < _EVEN, nowhere.probs, old.probs)
+            wide = structured.widened(chain, nowhere.naturals, old.states, probs)
             aim = structured.target(chain, old.probs, old.pairs, old.states)
             there = jax.tree.map(lambda a, b: jnp.where(begins, a, b), wide, aim)
             new = structured.infer(chain, structured.between(old.naturals, there, turn.size), form)

@@ -169,7 +169,8 @@ def test_sweeps_never_lower_the_bound(make):
     chain, form = SV.lower(model, ss.Series(y).drop_labels())
     turn = lambda q, _: (structured.sweep(chain, q, form), q.bound)
     nowhere = structured.unknown(chain)
-    q = nowhere._replace(naturals=structured.widened(chain, nowhere.naturals, nowhere.states))
+    wide = structured.widened(chain, nowhere.naturals, nowhere.states, nowhere.probs)
+    q = nowhere._replace(naturals=wide)
     bounds = jax.jit(lambda q: jax.lax.scan(turn, q, length=25)[1])(q)[1:]
     assert np.all(np.diff(bounds) >= -1e-9 * np.abs(bounds[0]))
     assert bounds[-1] > bounds[0] + 0.1
