@@ -201,12 +201,11 @@ class StudentForecast(Students, Forecast):
 def inflated(
     unit: Float[Array, "T d d"], shape: Float[Array, " T"], rate: Float[Array, " T"]
 ) -> Float[Array, "T d d"]:
-    """Covariances without the factor; up to two degrees of freedom infinite, undefined off the diagonal."""
+    """Covariances without the factor; infinite up to two degrees of freedom, with the sign that they have."""
     finite = (shape > 1)[:, None, None]
     mean = rate / jnp.where(shape > 1, shape - 1, 1)
-    d = unit.shape[-1]
-    there = jnp.where(jnp.eye(d, dtype=bool), jnp.inf, jnp.nan)
-    return jnp.where(finite, unit * mean[:, None, None], jnp.where(unit == 0, 0.0, there))
+    infinite = jnp.where(unit == 0, 0.0, jnp.copysign(jnp.inf, unit))
+    return jnp.where(finite, unit * mean[:, None, None], infinite)
 
 
 def spread_out(
