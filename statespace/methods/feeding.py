@@ -110,7 +110,8 @@ def _compiled(model: Any, arrays: list[Any], key: Any, args: Any) -> Any:
             full = [next(given) if isinstance(x, jax.core.ShapedArray) else x for x in leaves]
             return jax.tree.unflatten(structure, full).advance(*args)
 
-        _COMPILED[model, key] = tuple(map(jax.jit, in_two(advance, arrays, *args)))
+        prepare, run = in_two(advance, arrays, *args)
+        _COMPILED[model, key] = jax.jit(prepare), jax.jit(run)
     return _COMPILED[model, key]
 
 
