@@ -260,12 +260,12 @@ def target(
         e = jnp.einsum("kij,kj->ki", white, y - d)
         return jnp.einsum("k,kia,kib->ab", weight, a, a), jnp.einsum("k,kia,ki->a", weight, a, e)
 
-    pair: Any = vmap_moments(pair_of, later, f.matrix, f.offset, f.whitener)
+    pair = vmap_moments(pair_of, later, f.matrix, f.offset, f.whitener)
     n = states.mean.shape[1]
     # after the last observation: independent states, which say nothing of the others
     nothing: tuple[Any, ...] = (0, 0, jnp.eye(n, dtype=probs.dtype), 0, 0)
     inside = chain.within[1:]
-    pair = tuple(
+    before, cross, after, before_shift, after_shift = (
         jnp.where(inside.reshape(-1, *[1] * (x.ndim - 1)), x, other)
         for x, other in zip(pair, nothing, strict=True)
     )
@@ -277,7 +277,7 @@ def target(
     white, mean = chain.initial.whitener[0], chain.initial.offset[0]
     first = jnp.einsum("k,kia,kib->ab", probs[0], white, white)
     at = jnp.einsum("k,kia,kib,kb->a", probs[0], white, white, mean)
-    return Naturals(*pair, first, at, precision, shift)
+    return Naturals(before, cross, after, before_shift, after_shift, first, at, precision, shift)
 
 
 def _recurrence(chain: SwitchingChain, pairs: Array, states: States) -> tuple[Array, Array]:
@@ -403,8 +403,8 @@ def widened(
     law, n = chain.dynamics, states.mean.shape[1]
     move = lambda w, x, *law: matched(w, x, jnp.zeros((n, n), x.dtype), *law)
     arrays = (law.matrix, law.offset, law.whitener)
-    moves: Any = vmap_moments(move, probs[1:], states.mean[:-1], *arrays)
-    return _with_transitions(naturals, *moves, chain.within)
+    f, b, noise = vmap_moments(move, probs[1:], states.mean[:-1], *arrays)
+    return _with_transitions(naturals, f, b, noise, chain.within)
 
 
 def continued(chain: SwitchingChain, q: Structured, form: gaussian.Form) -> Structured:
@@ -427,8 +427,8 @@ def continued(chain: SwitchingChain, q: Structured, form: gaussian.Form) -> Stru
         return new, (f, b, noise)
 
     first = (q.probs[0], q.states.mean[0], q.states.covariance[0])
-    moves: Any = jax.lax.scan(move, first, (arrays, smoothed, chain.within[1:]))[1]
-    return infer(chain, _with_transitions(q.naturals, *moves, ~chain.within), form)
+    f, b, noise = jax.lax.scan(move, first, (arrays, smoothed, chain.within[1:]))[1]
+    return infer(chain, _with_transitions(q.naturals, f, b, noise, ~chain.within), form)
 
 
 def matched(
