@@ -12,7 +12,6 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import logsumexp
 
 import statespace as ss
 
@@ -67,36 +66,31 @@ draw(right, track, order[found], "inferred")
 figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, markerscale=3)
 
 # %%
-# Each regime has a vector field, shown where the regime is the likeliest to stay. The learned model is mapped
-# back to the coordinates of the truth; it knows of the plane what lies near the track.
-
-inverse = np.linalg.inv(back[:2])
+# In each regime the state has a velocity of its own. That of the learned model is mapped back to the
+# coordinates of the truth.
 
 
-def field(model, x, into, out):
-    """The regime that is likeliest to stay, and its move, at points of the plane."""
-    z = into(x)
-    kernel = model.kernel
-    logits = np.broadcast_to(kernel.logits, (4, 4))
-    scores = logits + (z @ np.asarray(kernel.weights).T)[:, None]
-    stays = np.diagonal(scores - logsumexp(scores, axis=2, keepdims=True), axis1=1, axis2=2)
-    k = stays.argmax(axis=1)
-    moved = np.einsum("pij,pj->pi", np.asarray(model.matrix)[k], z) + np.asarray(model.offset)[k]
-    return k, out(moved) - x
+def velocity(model, x, path):
+    """Expected moves from states in their next regimes."""
+    matrix, offset = np.asarray(model.matrix)[path], np.asarray(model.offset)[path]
+    return np.einsum("tij,tj->ti", matrix, x) + offset - x
 
 
-grid = np.stack(np.meshgrid(np.linspace(-4, 4, 20), np.linspace(-3, 3, 15)), -1).reshape(-1, 2)
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharex=True, sharey=True, layout="constrained")
-same = lambda x: x
-own = field(truth, grid, same, same)
-ours = field(
-    fitted.model, grid, lambda x: (x - back[2]) @ inverse, lambda z: z @ back[:2] + back[2]
-)
-for axis, (k, move), names, title in (
-    (axes[0], own, np.arange(4), "truth"),
-    (axes[1], ours, order, "learned"),
+x = np.asarray(states.state[:700])
+figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharex=True, sharey=True, layout="constrained")
+for axis, places, move, path, title in (
+    (axes[0], x, velocity(truth, x[:-1], regime[1:700]), regime[1:700], "truth"),
+    (
+        axes[1],
+        track,
+        velocity(fitted.model, mean[:-1], found[1:]) @ back[:2],
+        order[found[1:]],
+        "learned",
+    ),
 ):
-    axis.quiver(*grid.T, *move.T, color=colours[names[k]], angles="xy", scale=9, width=0.004)
+    few = slice(None, None, 4)
+    arrows = {"angles": "xy", "scale_units": "xy", "scale": 0.4, "width": 0.004}
+    axis.quiver(*places[:-1][few].T, *move[few].T, color=colours[path[few]], **arrows)
     axis.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
 
 # %%
