@@ -164,6 +164,11 @@ class GeneralisedLinear(eqx.Module):
         """Number m of channels; None where the loadings are a function of the step."""
         return None if callable(self.matrix) else int(self.matrix.shape[0])
 
+    @property
+    def log_concave(self) -> bool:
+        """Whether the log density of every observation is known to be concave in the predictor."""
+        return (self.family, self.link) in _LOG_CONCAVE
+
     def predictor(self, step: Step) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
         """Loadings and offset of the predictors ``η = C x + d`` at one step."""
         matrix = _evaluate(self.matrix, step)
@@ -301,6 +306,15 @@ _KINDS: dict[str, _Kind] = {
     ),
     "gaussian": _Kind(_REAL_LINKS, ("scale",), (), _REAL, _normal),
     "student_t": _Kind(_REAL_LINKS, ("df", "scale"), (), _REAL, _student_t),
+}
+
+
+_LOG_CONCAVE = {
+    ("poisson", "exp"),
+    ("poisson", "softplus"),
+    ("negative_binomial", "exp"),
+    *((family, link) for family in ("bernoulli", "binomial") for link in _ODDS_LINKS),
+    ("gaussian", "identity"),
 }
 
 

@@ -35,6 +35,7 @@ from statespace.methods.site_problem import (
     SiteConvergence,
     SiteProblem,
     differentiable,
+    log_evidence,
     solve,
 )
 from statespace.methods.sites import SiteRule, view_of
@@ -135,8 +136,8 @@ class SiteMethod(GaussianMethod):
         """The log evidence, and how the iteration ended; None where the model is linear Gaussian."""
         if (exact := self._exact(model)) is not None:
             return exact.log_likelihood(model, series), None
-        problem, found, report = self._solve(model, series)
-        total = problem.evidence(found, problem.states(found))
+        problem, found, report, share = self._found(model, series)
+        total = log_evidence(problem, found, share)
         return total, _with_cost(report, total)
 
     def pointwise(self, model: Any, series: Series) -> Float[Array, " T"]:
@@ -294,16 +295,23 @@ class SiteMethod(GaussianMethod):
     def _solve(
         self, model: Any, series: Series, first: SiteRun | None = None
     ) -> tuple[SiteProblem, Iterate, SiteConvergence]:
+        """All sites together, with their derivatives."""
+        problem, found, report, share = self._found(model, series, first)
+        return problem, differentiable(problem, found, share), report
+
+    def _found(
+        self, model: Any, series: Series, first: SiteRun | None = None
+    ) -> tuple[SiteProblem, Iterate, SiteConvergence, Array]:
         """All sites together, beginning with those of a filter; by default one that takes Newton's."""
-        problem = self._problem(model, series)
+        held_still = eqx.combine(jax.lax.stop_gradient(eqx.filter(model, eqx.is_array)), model)
+        problem, still = self._problem(model, series), self._problem(held_still, series)
         if first is None:
             newton = SiteRule(at_mean=True)
-            first = self._run(model, problem, newton, Settings(_FIRST, self.tolerance))
+            first = self._run(held_still, still, newton, Settings(_FIRST, self.tolerance))
         nominal = None if problem.linear else Marginals(first.mean, first.covariance)
         start = jax.lax.stop_gradient(Iterate(first.site, nominal))
-        found, report, share = solve(problem, start, self.settings)
-        report = jax.lax.stop_gradient(report)
-        return problem, differentiable(problem, found, report, share), report
+        found, report, share = jax.lax.stop_gradient(solve(still, start, self.settings))
+        return problem, found, report, share
 
 
 def _with_cost(report: SiteConvergence, evidence: Array) -> SiteConvergence:

@@ -17,6 +17,7 @@ from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.forward import covariances
 from statespace.linearisation import Linearisation, Taylor, lower_factor
 from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
+from statespace.methods.implicit import fixed_point
 from statespace.methods.linearised import (
     Nominal,
     Start,
@@ -147,31 +148,8 @@ class IteratedSmoother(GaussianMethod):
         begin = Nominal(run.means.filtered[..., 0], covariances(run.gains.filtered, start.form))
         states, convergence = _iterate(self, problem, smooth, begin)
         once = lambda states: smooth(problem.chain(states))
-        states = fixed_point(once, jax.lax.stop_gradient(states), _ROUNDS)
+        states = fixed_point(once, states, _ROUNDS)
         return Lowered(problem.chain(states), how), convergence
-
-
-def fixed_point(step: Callable[[Any], Any], at: Any, rounds: int) -> Any:
-    """A fixed point that has been found, with its derivative by the implicit function theorem.
-
-    With ``x = S(x, p)`` it is ``dx = (I - dS/dx)^{-1} dS/dp dp``: the tangent of one more step, and the
-    sum of its images, of which there are ``rounds``.
-    """
-    return _fixed_point(at, eqx.filter_closure_convert(step, at), rounds)
-
-
-@eqx.filter_custom_jvp
-def _fixed_point(at: Any, step: Callable[[Any], Any], rounds: int) -> Any:
-    return at
-
-
-@_fixed_point.def_jvp
-def _fixed_point_jvp(primals: tuple, tangents: tuple) -> tuple:
-    at, step, rounds = primals
-    _, first = eqx.filter_jvp(lambda step: step(at), (step,), (tangents[1],))
-    _, linear = jax.linearize(step, at)
-    one = lambda v, _: (jax.tree.map(jnp.add, first, linear(v)), None)
-    return _fixed_point(at, step, rounds), jax.lax.scan(one, first, None, length=rounds)[0]
 
 
 class _Problem(NamedTuple):

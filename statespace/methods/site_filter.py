@@ -86,7 +86,7 @@ def update(
     if rule is not newton and not rule.at_mean:
         problem = problem._replace(rule=rule)
         found, report, share = solve(problem, found, settings)
-    found = differentiable(problem, found, report, share)
+    found = differentiable(problem, found, share)
     site = jax.tree.map(lambda x: x[0], found.site)
     precision, shift, constant = view.potential(site)
     columns, filtered, log_scale, gram = absorb_site(mean[:, None], spread, precision, shift, form)

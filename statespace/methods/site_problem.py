@@ -13,7 +13,7 @@ from statespace.chains import gaussian
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.step import absorb_site
 from statespace.chains.moments import compensated_sum, scan_moments
-from statespace.methods.iterated import fixed_point
+from statespace.methods.implicit import fixed_point, held, like
 from statespace.methods.sites import Law, Site, SiteRule, View, log_densities_of
 from statespace.model import Step
 
@@ -100,6 +100,11 @@ class SiteProblem(NamedTuple):
     linear: bool
     form: gaussian.Form
     parallel: bool = False
+
+    @property
+    def regular(self) -> bool:
+        """Whether sites are sure to need no guard, and affine transitions no linearisation."""
+        return self.linear and getattr(self.observation, "log_concave", False)
 
     @property
     def ascends(self) -> bool:
@@ -341,42 +346,36 @@ def _cosine(a: Array, b: Array) -> Array:
     return jnp.sum(a * b) / jnp.where(size > 0, size, 1)
 
 
-def differentiable(
-    problem: SiteProblem, found: Iterate, report: SiteConvergence, share: Array
-) -> Iterate:
+def differentiable(problem: SiteProblem, found: Iterate, share: Array) -> Iterate:
     """Sites that were found, with derivatives in whatever the problem was made of.
 
-    They are those of the fixed point by the implicit function theorem. Where the evidence is stationary in
-    the sites (envelope theorem: expectation propagation and variational inference, no site guarded, affine
-    transitions) its first derivative does without them. Newton's method carries its own, because a step from
-    the mode has no first derivative in where it began.
+    They are those of the fixed point by the implicit function theorem. A step of Newton's method from the
+    mode has no first derivative in where it began, so that a few of them carry their own.
     """
     found, share = jax.lax.stop_gradient((found, share))
+    if problem.rule.at_mean and problem.regular:
+        newton = lambda now, _: (problem.target(now, problem.states(now))[0], None)
+        return like(found, lambda: jax.lax.scan(newton, found, None, length=_NEWTON)[0])
 
-    def step(now: Iterate, share: Array = share / 2) -> Iterate:
-        return mix(now, problem.target(now, problem.states(now))[0], share)
+    def step(now: Iterate) -> Iterate:
+        return mix(now, problem.target(now, problem.states(now))[0], share / 2)
 
-    def implicit() -> Iterate:
-        return fixed_point(step, found, _ROUNDS)
-
-    if not problem.linear:
-        return implicit()
-
-    def short() -> Iterate:
-        if not problem.rule.at_mean:
-            return _stationary(implicit())
-        newton = lambda now, _: (step(now, jnp.ones_like(share)), None)
-        return jax.lax.scan(newton, found, None, length=_NEWTON)[0]
-
-    return jax.lax.cond((report.guarded > 0) | ~report.converged, implicit, short)
+    return fixed_point(step, found, _ROUNDS)
 
 
-@jax.custom_jvp
-def _stationary(at: Any) -> Any:
-    """The same, without its first derivative; derivatives of expressions that hold it are whole."""
-    return at
+def log_evidence(problem: SiteProblem, found: Iterate, share: Array) -> Float[Array, ""]:
+    """The log evidence at sites that were found, with derivatives in whatever the problem was made of.
 
+    Expectation propagation and variational inference make it stationary in the sites and in the laws of the
+    states, if no site is guarded: the first derivative does without theirs.
+    """
+    states = problem.states(found)
+    if problem.regular and not problem.rule.at_mean:
 
-@_stationary.defjvp
-def _stationary_jvp(primals: tuple, tangents: tuple) -> tuple:
-    return primals[0], jax.tree.map(jnp.zeros_like, primals[0])
+        def whole() -> tuple[Iterate, Marginals]:
+            sites = differentiable(problem, found, share)
+            return sites, problem.states(sites)
+
+        return problem.evidence(*held((found, states), whole))
+    sites = differentiable(problem, found, share)
+    return problem.evidence(sites, like(states, lambda: problem.states(sites)))

@@ -47,12 +47,34 @@ THETA = jnp.array([0.8, 0.5, 0.9, 0.3])
     ("method", "observation"),
     [
         (ss.ConjugateVI, poisson),
+        pytest.param(ss.Laplace, poisson, marks=pytest.mark.slow),
         pytest.param(ss.Laplace, student, marks=pytest.mark.slow),
         pytest.param(ss.ExpectationPropagation, student, marks=pytest.mark.slow),
     ],
 )
 def test_gradients_are_those_of_the_converged_evidence(method, observation):
     function = log_likelihood(method(tolerance=1e-12), observation)
+    got = jax.jit(jax.grad(function))(THETA)
+    np.testing.assert_allclose(got, central_differences(function, THETA, 1e-4), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["smoothed mean", "predictions"])
+def test_gradients_of_states_and_predictions_pass_through_the_sites(what):
+    """There is nothing stationary about them, as there is about the evidence."""
+    method = ss.ConjugateVI(tolerance=1e-12)
+
+    def function(theta):
+        model = ss.Model(
+            ss.Gaussian(jnp.array([0.2]), jnp.array([0.9])),
+            ss.AffineGaussian(theta[0] * jnp.ones((1, 1)), jnp.array([0.1]), theta[1:2]),
+            poisson(theta),
+        )
+        series = ss.Series(Y[2:5])
+        if what == "predictions":
+            return jnp.sum(method.pointwise(model, series))
+        return jnp.sum(method.posterior(model, series, "smoothed").mean ** 2)
+
     got = jax.jit(jax.grad(function))(THETA)
     np.testing.assert_allclose(got, central_differences(function, THETA, 1e-4), atol=1e-6)
 
