@@ -215,6 +215,8 @@ def first_ensemble_failure(
 
 def _explained(method: Any, series: Series, found: Breakdown | None, verdict: Verdict) -> str:
     """A breakdown in words, with its remedy."""
+    from statespace.methods.iterated import IteratedSmoother
+
     name = type(method).__name__
     undamped = hasattr(method, "damping") and method.damping is None
     if found is None:
@@ -223,7 +225,8 @@ def _explained(method: Any, series: Series, found: Breakdown | None, verdict: Ve
             "states": "smoothed states are not finite, although filtered ones are",
             "likelihood": "the filter's own states are finite",
         }[verdict]
-        iterates = ': its iterations diverge. Use `damping="levenberg-marquardt"` or'
+        remedy = '"levenberg-marquardt"' if isinstance(method, IteratedSmoother) else "0.5"
+        iterates = f": its iterations diverge. Use `damping={remedy}` or"
         return f'{name}: {what}{iterates if undamped else ". Use"} `form="sqrt"`.'
     when = f"moment {found.moment} (time {float(series.times[found.moment]):g})"
     if found.cause == "covariance":
