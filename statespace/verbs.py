@@ -60,7 +60,8 @@ def simulate(
         key: source of randomness.
         times: shape ``(T,)``, increasing; default 0 … T-1, or those of the recording.
         inputs: shape ``(T, k)``; default none, or those of the recording.
-        initial_state: shape ``(n,)``: the first state, in place of a draw from ``initial``.
+        initial_state: shape ``(n,)`` or a :class:`~statespace.RegimeState`: the first state, in place of a
+            draw from ``initial``.
 
     Returns:
         ``states`` ``(T, n)``, of a finite state ``(T,)`` integers, and ``y`` ``(T, m)``.
@@ -86,7 +87,10 @@ def simulate(
             )
         series = given
     check_key(key)
-    first = None if initial_state is None else jnp.asarray(initial_state)
+    first = initial_state
+    if first is not None:
+        structured = hasattr(first, "_fields")  # such as a RegimeState
+        first = type(first)(*map(jnp.asarray, first)) if structured else jnp.asarray(first)
     return Simulation(*states_and_observations(model, series.drop_labels(), key, first))
 
 

@@ -57,6 +57,13 @@ def test_simulation_gives_regimes_and_states(key):
         assert abs(share - stays) < 5 * np.sqrt(stays * (1 - stays) / here.sum())
 
 
+def test_simulation_begins_where_it_is_told(key):
+    begin = ss.RegimeState(1, [7.0])
+    states, _ = ss.simulate(ss.Model(START, MOVES, SEEN), 5, key=key, initial_state=begin)
+    assert states.regime[0] == 1
+    assert states.state[0, 0] == 7.0
+
+
 def test_what_does_not_go_together_is_named():
     with pytest.raises(TypeError, match="`kernel` of Switching must be a transition"):
         ss.Switching([[0.9, 0.1], [0.1, 0.9]], [CALM, WILD])
