@@ -167,7 +167,7 @@ class RaoBlackwellised(eqx.Module):
         along = lambda path, key: switching.along_path(chain, path, key, form)
         means, laws, paths = (jnp.moveaxis(x, 0, 1) for x in jax.vmap(along)(drawn, keys))
         each = jnp.full(self.draws, 1 / self.draws, means.dtype)
-        mean, covariance = jax.vmap(mixture_moments, (None, 0, 0))(each, means, covariances)
+        mean, covariance = jax.vmap(mixture_moments, (None, 0, 0))(each, means, laws)
         count = len(chain.log_probs)
         return dataclasses.replace(
             filtered,
