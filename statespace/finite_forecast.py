@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from statespace.finite_posterior import FinitePosterior
 from statespace.labels import Labels
@@ -41,15 +41,6 @@ class MixtureForecast(SampledForecast):
     steps: Step
     labels: Labels | None = eqx.field(static=True, default=None)
 
-    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
-        """Paths of observations to come, drawn jointly over the moments.
-
-        Args:
-            key: a PRNG key.
-            draws: how many.
-        """
-        return _sample(self.observation, self.posterior, self.steps, key, draws)[:, self.rows]
-
     def log_scores(self, y: Float[Array, "h m"]) -> Float[Array, " h"]:
         """Log density of each observation under its mixture."""
         return _log_scores(self, y)
@@ -65,7 +56,8 @@ def forecast(
     steps, _ = steps_of(series)
     observation = model.observation
     if getattr(observation, "lags", 0):
-        draws = _sample(observation, posterior, steps, jax.random.key(0), DRAWS)[:, rows]
+        key = jax.random.key(0)
+        draws = observations_on_paths(observation, posterior, steps, key, DRAWS)[:, rows]
         mean, std = draws.mean(axis=0), draws.std(axis=0)
     else:
         each = jax.vmap(lambda step: _moments(observation, step, posterior.probs.shape[1]))
@@ -97,9 +89,6 @@ def _moments(observation: Any, step: Step, states: int) -> tuple[Array, Array]:
         return jnp.ravel(law.mean), jnp.ravel(law.variance)
 
     return jax.vmap(one)(jnp.arange(states))
-
-
-_sample = eqx.filter_jit(observations_on_paths)
 
 
 @eqx.filter_jit

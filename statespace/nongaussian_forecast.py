@@ -7,12 +7,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from statespace.labels import Labels
 from statespace.model import Step
 from statespace.posterior import GaussianPosterior
-from statespace.sampled_forecast import SampledForecast, observations_on_paths
+from statespace.sampled_forecast import SampledForecast
 
 
 class NonGaussianForecast(SampledForecast):
@@ -51,21 +51,9 @@ class NonGaussianForecast(SampledForecast):
         """Standard deviation of each channel, noise included."""
         return jnp.sqrt(jnp.diagonal(self.covariance, axis1=1, axis2=2))
 
-    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
-        """Paths of observations to come, drawn jointly over the moments.
-
-        Args:
-            key: a PRNG key.
-            draws: how many.
-        """
-        return _sample(self.observation, self.posterior, self.steps, key, draws)[:, self.rows]
-
     def log_scores(self, y: Float[Array, "h m"]) -> Float[Array, " h"]:
         """Log density of each observation, as the method approximates it."""
         return _log_scores(self, y)
-
-
-_sample = eqx.filter_jit(observations_on_paths)
 
 
 @eqx.filter_jit

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from statespace.labels import Labels
 from statespace.methods.lowering import steps_of
@@ -38,15 +38,6 @@ class ParticleForecast(SampledForecast):
     observation: Any
     steps: Step
     labels: Labels | None = eqx.field(static=True, default=None)
-
-    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
-        """Paths of observations to come, drawn jointly over the moments.
-
-        Args:
-            key: a PRNG key.
-            draws: how many.
-        """
-        return _sample(self.observation, self.posterior, self.steps, key, draws)[:, self.rows]
 
     def log_scores(self, y: Float[Array, "h m"]) -> Float[Array, " h"]:
         """Log density of each observation under its mixture."""
@@ -94,9 +85,6 @@ def _moments(
     mixed = lambda x: jnp.sum(jnp.where(weights > 0, weights * x, 0.0), axis=1)
     mean = mixed(means)
     return mean, jnp.sqrt(mixed(variances + (means - mean[:, None]) ** 2))
-
-
-_sample = eqx.filter_jit(observations_on_paths)
 
 
 @eqx.filter_jit

@@ -39,9 +39,21 @@ class SampledForecast(eqx.Module):
         def labels(self) -> Labels | None:
             """Names of the moments and channels."""
 
-    @abstractmethod
-    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
-        """Paths of observations to come, drawn jointly over the moments."""
+        @property
+        def posterior(self) -> Any:
+            """Of the states at all moments, those of the data too."""
+
+        @property
+        def rows(self) -> Array:
+            """Which of those moments these are."""
+
+        @property
+        def observation(self) -> Any:
+            """The conditional."""
+
+        @property
+        def steps(self) -> Step:
+            """Of all moments."""
 
     @abstractmethod
     def log_scores(self, y: Float[Array, "h m"]) -> Float[Array, " h"]:
@@ -49,6 +61,16 @@ class SampledForecast(eqx.Module):
 
     def __len__(self) -> int:
         return self.mean.shape[0]
+
+    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
+        """Paths of observations to come, drawn jointly over the moments.
+
+        Args:
+            key: a PRNG key.
+            draws: how many.
+        """
+        args = (self.observation, self.posterior, self.steps, key, draws)
+        return observations_on_paths(*args)[:, self.rows]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,6 +129,7 @@ class SampledForecast(eqx.Module):
         return _score(self, values, tuple(levels))
 
 
+@eqx.filter_jit
 def observations_on_paths(
     observation: Any, posterior: Any, steps: Step, key: PRNGKeyArray, draws: int
 ) -> Float[Array, "draws T m"]:

@@ -7,16 +7,15 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.chains import finite, gaussian
 from statespace.conditionals.switching import RegimeState
 from statespace.labels import Labels
-from statespace.posterior import Gaussians, channel_names, moments
+from statespace.switching_posterior import RegimesAndStates
 
 
-class StructuredPosterior(Gaussians):
+class StructuredPosterior(RegimesAndStates):
     """``q(x) q(z)``: a Gaussian chain of states times a finite chain of regimes, given all data.
 
     Attributes:
@@ -55,18 +54,6 @@ class StructuredPosterior(Gaussians):
     state_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
     form: gaussian.Form = eqx.field(static=True, default="covariance")
     kind: str = eqx.field(static=True, default="smoothed")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the states; x0, x1 … where the model gives none."""
-        if self.state_names is not None:
-            return self.state_names
-        return tuple(f"x{i}" for i in range(self.mean.shape[1]))
-
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        """Names of the observed channels; y0, y1 … (y for a single one) where the data has none."""
-        return channel_names(self.labels, self.y.shape[1])
 
     @property
     def most_likely(self) -> Int[Array, " T"]:
@@ -111,21 +98,6 @@ class StructuredPosterior(Gaussians):
                 transitions=before(regimes.transitions), potentials=first(regimes.potentials)
             ),
         )
-
-    def to_pandas(self, level: float = 0.9) -> Any:
-        """A DataFrame over the moments: the states as of a Gaussian law, and the regimes' probabilities.
-
-        Columns are (coordinate, mean | std | lower | upper) and (regime, k).
-
-        Args:
-            level: probability of the central interval between lower and upper.
-        """
-        import pandas as pd
-
-        states = super().to_pandas(level)
-        columns = pd.MultiIndex.from_tuples([("regime", k) for k in range(self.probs.shape[1])])
-        index = moments(self.times, self.labels)
-        return states.join(pd.DataFrame(np.asarray(self.probs), index=index, columns=columns))
 
     def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
         """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).

@@ -16,7 +16,7 @@ from statespace.labels import Labels
 from statespace.methods.lowering import steps_of
 from statespace.mixture_posterior import MixturePosterior
 from statespace.model import Step
-from statespace.sampled_forecast import SampledForecast, observations_on_paths
+from statespace.sampled_forecast import SampledForecast
 from statespace.scores import log_density
 from statespace.series import Series
 from statespace.switching_posterior import check_levels, mixture_quantiles
@@ -74,15 +74,6 @@ class SwitchingForecast(SampledForecast):
         found = mixture_quantiles(*law, jnp.asarray(np.ravel(levels)))
         return found.reshape(levels.shape + self.mean.shape)
 
-    def sample(self, key: PRNGKeyArray, draws: int = 1) -> Float[Array, "draws h m"]:
-        """Paths of observations to come, drawn jointly over the moments.
-
-        Args:
-            key: a PRNG key.
-            draws: how many.
-        """
-        return _sample(self.observation, self.posterior, self.steps, key, draws)[:, self.rows]
-
     def log_scores(self, y: Float[Array, "h m"]) -> Float[Array, " h"]:
         """Log density of each observation under its mixture."""
         each = jax.vmap(lambda mean, covariance: log_density(y - mean, covariance), 1, 1)
@@ -122,6 +113,3 @@ def forecast(
         law.model.observation,
         steps,
     )
-
-
-_sample = eqx.filter_jit(observations_on_paths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax
@@ -20,7 +20,52 @@ from statespace.posterior import Gaussians, channel_names, moments
 _HALVINGS = 60  # of an interval that holds a quantile
 
 
-class SwitchingPosterior(Gaussians):
+class RegimesAndStates(Gaussians):
+    """A normal law of the state and probabilities of the regime at each moment."""
+
+    if TYPE_CHECKING:  # subclasses have these as fields, in an order of their own
+
+        @property
+        def y(self) -> Float[Array, "T m"]:
+            """The observations."""
+
+        @property
+        def probs(self) -> Float[Array, "T K"]:
+            """Probabilities of the regimes."""
+
+        @property
+        def state_names(self) -> tuple[str, ...] | None:
+            """Names of the states, where the model gives them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the states; x0, x1 … where the model gives none."""
+        if self.state_names is not None:
+            return self.state_names
+        return tuple(f"x{i}" for i in range(self.mean.shape[1]))
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the observed channels; y0, y1 … (y for a single one) where the data has none."""
+        return channel_names(self.labels, self.y.shape[1])
+
+    def to_pandas(self, level: float = 0.9) -> Any:
+        """A DataFrame over the moments: the states as of a Gaussian law, and the regimes' probabilities.
+
+        Columns are (coordinate, mean | std | lower | upper) and (regime, k).
+
+        Args:
+            level: probability of the central interval between lower and upper.
+        """
+        import pandas as pd
+
+        states = super().to_pandas(level)
+        columns = pd.MultiIndex.from_tuples([("regime", k) for k in range(self.probs.shape[1])])
+        index = moments(self.times, self.labels)
+        return states.join(pd.DataFrame(np.asarray(self.probs), index=index, columns=columns))
+
+
+class SwitchingPosterior(RegimesAndStates):
     """The law of regime and state given the data: N paths of regimes, each with a normal law of the state.
 
     Attributes:
@@ -62,18 +107,6 @@ class SwitchingPosterior(Gaussians):
     components: dict[str, Any] | None = None
     kind: Literal["filtered", "smoothed"] = eqx.field(static=True, default="filtered")
     state_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the states; x0, x1 … where the model gives none."""
-        if self.state_names is not None:
-            return self.state_names
-        return tuple(f"x{i}" for i in range(self.mean.shape[1]))
-
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        """Names of the observed channels; y0, y1 … (y for a single one) where the data has none."""
-        return channel_names(self.labels, self.y.shape[1])
 
     @property
     def weights(self) -> Float[Array, "T N"]:
@@ -126,21 +159,6 @@ class SwitchingPosterior(Gaussians):
         """The first moments of a padded recording."""
         parts = {name: jax.tree.map(lambda x: x[:size], getattr(self, name)) for name in _OVER_TIME}
         return dataclasses.replace(self, **parts, log_likelihood=parts["pointwise"].sum())
-
-    def to_pandas(self, level: float = 0.9) -> Any:
-        """A DataFrame over the moments: the states as of a Gaussian law, and the regimes' probabilities.
-
-        Columns are (coordinate, mean | std | lower | upper) and (regime, k).
-
-        Args:
-            level: probability of the central interval between lower and upper.
-        """
-        import pandas as pd
-
-        states = super().to_pandas(level)
-        columns = pd.MultiIndex.from_tuples([("regime", k) for k in range(self.probs.shape[1])])
-        index = moments(self.times, self.labels)
-        return states.join(pd.DataFrame(np.asarray(self.probs), index=index, columns=columns))
 
     def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
         """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
