@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from statespace.labels import Labels
+from statespace.probabilities import tails
 
 MAIN = "#2b6a99"
 ACCENT = "#c4572e"
@@ -203,4 +204,4 @@ def order_statistics(n: int, level: float) -> tuple[np.ndarray, np.ndarray]:
     from scipy.special import betaincinv
 
     i = np.arange(1, n + 1)
-    return tuple(betaincinv(i, n + 1 - i, q) for q in (0.5 - level / 2, 0.5 + level / 2))
+    return tuple(betaincinv(i, n + 1 - i, q) for q in tails(level))

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.arviz import require_arviz, time_coordinate, to_inference_data
 from statespace.chains import finite
 from statespace.conditionals import aggregates
-from statespace.labels import Labels
-from statespace.posterior import channel_names, moments
+from statespace.labels import Labels, channel_names, moments
+from statespace.probabilities import probabilities
 
 
 class FinitePosterior(eqx.Module):
@@ -92,10 +92,10 @@ class FinitePosterior(eqx.Module):
         Raises:
             ValueError: if a probability is not inside (0, 1).
         """
-        levels = np.asarray(q, float)
-        if not ((levels > 0) & (levels < 1)).all():
-            raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
-        below = jnp.cumsum(self.probs, axis=1) < jnp.asarray(q, self.probs.dtype)[..., None, None]
+        levels = probabilities("q", q)
+        below = (
+            jnp.cumsum(self.probs, axis=1) < jnp.asarray(levels, self.probs.dtype)[..., None, None]
+        )
         return jnp.minimum(below.sum(axis=-1), self.probs.shape[1] - 1)
 
     @property

@@ -252,3 +252,19 @@ def _digest(index: Any, *names: Any) -> bytes:
         code.update(f"{type(index).__name__} {index.dtype} {index.name}".encode())
         code.update(np.ascontiguousarray(values).tobytes())
     return code.digest()
+
+
+def moments(times: Any, labels: Labels | None) -> Any:
+    """The pandas index of moments: dates where there are any, else the times."""
+    import pandas as pd
+
+    if labels is not None and labels.index is not None:
+        return labels.index
+    return pd.Index(np.asarray(times), name="time")
+
+
+def channel_names(labels: Labels | None, m: int) -> tuple[str, ...]:
+    """Names of the channels; y0, y1 … (y for a single one) where the data has none."""
+    if labels is not None and labels.channels is not None:
+        return labels.channels
+    return ("y",) if m == 1 else tuple(f"y{i}" for i in range(m))

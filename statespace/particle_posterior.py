@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from statespace.arviz import require_arviz, time_coordinate, to_inference_data
 from statespace.functionals import Additive
-from statespace.labels import Labels
+from statespace.labels import Labels, channel_names, moments
 from statespace.model import Step
-from statespace.posterior import channel_names, moments
+from statespace.probabilities import probabilities, tails, weighted_quantile
 
 
 class ParticlePosterior(eqx.Module):
@@ -137,9 +137,7 @@ class ParticlePosterior(eqx.Module):
         Raises:
             ValueError: if a probability is not inside (0, 1).
         """
-        levels = np.asarray(q, float)
-        if not ((levels > 0) & (levels < 1)).all():
-            raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
+        levels = probabilities("q", q)
         wanted = jnp.asarray(levels.ravel(), self.log_weights.dtype)
         each = lambda x: weighted_quantile(x, self.weights, wanted).reshape(
             levels.shape + x.shape[:1] + x.shape[2:]
@@ -152,9 +150,8 @@ class ParticlePosterior(eqx.Module):
         Raises:
             ValueError: if the level is not inside (0, 1).
         """
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must be a probability inside (0, 1), got {level}.")
-        return self.quantile(0.5 - level / 2), self.quantile(0.5 + level / 2)
+        low, high = tails(level)
+        return self.quantile(low), self.quantile(high)
 
     def expectation(self, functional: Callable[..., Any] | Additive) -> Any:
         """Expectation of a function of each state, or of an additive functional of the path.
@@ -286,23 +283,6 @@ _OVER_TIME = (
     "steps",
     "ancestors",
 )
-
-
-def weighted_quantile(
-    x: Float[Array, "T N *d"], weights: Float[Array, "T N"], q: Float[Array, " Q"]
-) -> Float[Array, "Q T *d"]:
-    """At each moment the least value whose cumulative weight reaches each probability."""
-    order = jnp.argsort(x, axis=1)
-    values = jnp.take_along_axis(x, order, axis=1)
-    wide = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (x.ndim - 2)), x.shape)
-    total = jnp.cumsum(jnp.take_along_axis(wide, order, axis=1), axis=1)
-    last = x.shape[1] - 1
-
-    def one(level: Array) -> Array:
-        place = jnp.minimum(jnp.sum(total < level * total[:, -1:], axis=1), last)
-        return jnp.take_along_axis(values, place[:, None], axis=1)[:, 0]
-
-    return jax.vmap(one)(q)
 
 
 def _additive(posterior: ParticlePosterior, functional: Additive) -> Any:

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from statespace.finite_posterior import FinitePosterior
-from statespace.labels import Labels
+from statespace.labels import Labels, moments
 from statespace.model import check_key
 from statespace.panels import PanelPosterior
-from statespace.posterior import moments
+from statespace.probabilities import probabilities, tails
 from statespace.series import as_series
 from statespace.verbs import filter, forecast
 
@@ -62,16 +62,14 @@ class FirstPassage:
         Raises:
             ValueError: if a probability is not inside (0, 1).
         """
-        levels = np.asarray(q, float)
-        if not ((levels > 0) & (levels < 1)).all():
-            raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
+        levels = probabilities("q", q)
         # Rounding of the sums must not put off a quantile by a moment.
         come = 1 - self.survival >= levels[..., None, None] * (1 - 1e-12)
         return np.where(come.any(axis=-1), come.argmax(axis=-1), np.inf)
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Bounds of the central interval with this probability, each ``(T,)``."""
-        low, high = self.quantile([0.5 - level / 2, 0.5 + level / 2])
+        low, high = self.quantile(tails(level))
         return low, high
 
     def to_pandas(self, level: float = 0.9) -> Any:

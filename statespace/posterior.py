@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.arviz import require_arviz, time_coordinate, to_inference_data
 from statespace.conditionals.affine import psd_factor
-from statespace.labels import Labels
+from statespace.labels import Labels, channel_names, moments
+from statespace.probabilities import probabilities, tails
 from statespace.scores import Score, score_gaussian, whiten
 from statespace.series import as_series
 
@@ -54,7 +55,7 @@ class Gaussians(eqx.Module):
         Raises:
             ValueError: if a probability is not inside (0, 1).
         """
-        _check_probabilities("q", q)
+        probabilities("q", q)
         z = ndtri(jnp.asarray(q, self.mean.dtype))[..., None, None]
         # A flat direction has an infinite deviation; its median is the mean all the same.
         return self.mean + jnp.where(z == 0, 0.0, z * self.std)
@@ -65,8 +66,7 @@ class Gaussians(eqx.Module):
         Raises:
             ValueError: if the level is not inside (0, 1).
         """
-        _check_probabilities("level", level)
-        low, high = self.quantile(jnp.asarray([0.5 - level / 2, 0.5 + level / 2]))
+        low, high = self.quantile(jnp.asarray(tails(level)))
         return low, high
 
     def to_pandas(self, level: float = 0.9) -> Any:
@@ -366,7 +366,7 @@ class Forecast(Gaussians):
         Raises:
             ValueError: if there is not one observation for each moment and channel.
         """
-        _check_probabilities("levels", levels)
+        probabilities("levels", levels)
         index = None if self.labels is None else self.labels.index
         if index is not None and type(y).__module__.split(".")[0] == "pandas":
             y = y.reindex(index)
@@ -428,27 +428,3 @@ def _emit(
         + offset
         + jnp.einsum("...tmk,...tk->...tm", factor, white)
     )
-
-
-def moments(times: Any, labels: Labels | None) -> Any:
-    """The pandas index of moments: dates where there are any, else the times."""
-    import pandas as pd
-
-    if labels is not None and labels.index is not None:
-        return labels.index
-    return pd.Index(np.asarray(times), name="time")
-
-
-def channel_names(labels: Labels | None, m: int) -> tuple[str, ...]:
-    """Names of the channels; y0, y1 … (y for a single one) where the data has none."""
-    if labels is not None and labels.channels is not None:
-        return labels.channels
-    return ("y",) if m == 1 else tuple(f"y{i}" for i in range(m))
-
-
-def _check_probabilities(argument: str, values: Any) -> None:
-    if isinstance(values, jax.core.Tracer):
-        return
-    array = np.asarray(values, float)
-    if not ((array > 0) & (array < 1)).all():
-        raise ValueError(f"`{argument}` must be probabilities inside (0, 1), got {values}.")

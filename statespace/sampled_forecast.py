@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from statespace.labels import Labels
+from statespace.labels import Labels, channel_names
 from statespace.model import Step
-from statespace.posterior import channel_names
+from statespace.probabilities import probabilities, tails
 from statespace.scores import Score
 from statespace.series import as_series
 
@@ -92,15 +92,13 @@ class SampledForecast(eqx.Module):
         Raises:
             ValueError: if a probability is not inside (0, 1).
         """
-        levels = np.asarray(q, float)
-        if not ((levels > 0) & (levels < 1)).all():
-            raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
+        levels = probabilities("q", q)
         draws = self.sample(jax.random.key(0) if key is None else key, DRAWS)
         return jnp.quantile(draws, jnp.asarray(levels, draws.dtype), axis=0)
 
     def interval(self, level: float = 0.9) -> tuple[Float[Array, "h m"], Float[Array, "h m"]]:
         """Bounds of the central interval with this probability, each ``(h, m)``."""
-        low, high = self.quantile([0.5 - level / 2, 0.5 + level / 2])
+        low, high = self.quantile(tails(level))
         return low, high
 
     def score(self, y: Any, levels: Sequence[float] = (0.5, 0.8, 0.95)) -> Score:

@@ -16,10 +16,10 @@ from statespace.labels import Labels
 from statespace.methods.lowering import steps_of
 from statespace.mixture_posterior import MixturePosterior
 from statespace.model import Step
+from statespace.probabilities import mixture_quantiles, probabilities
 from statespace.sampled_forecast import SampledForecast
 from statespace.scores import log_density
 from statespace.series import Series
-from statespace.switching_posterior import check_levels, mixture_quantiles
 
 
 class SwitchingForecast(SampledForecast):
@@ -69,7 +69,7 @@ class SwitchingForecast(SampledForecast):
         Raises:
             ValueError: if a probability is not inside (0, 1).
         """
-        levels = check_levels(q)
+        levels = probabilities("q", q)
         law = (jnp.exp(self.log_weights), self.means, self.covariances)
         found = mixture_quantiles(*law, jnp.asarray(np.ravel(levels)))
         return found.reshape(levels.shape + self.mean.shape)

@@ -9,15 +9,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.conditionals.affine import psd_factor
 from statespace.conditionals.switching import RegimeState
-from statespace.labels import Labels
-from statespace.posterior import Gaussians, channel_names, moments
-
-_HALVINGS = 60  # of an interval that holds a quantile
+from statespace.labels import Labels, channel_names, moments
+from statespace.posterior import Gaussians
+from statespace.probabilities import mixture_quantiles, probabilities
 
 
 class RegimesAndStates(Gaussians):
@@ -48,6 +46,11 @@ class RegimesAndStates(Gaussians):
     def channel_names(self) -> tuple[str, ...]:
         """Names of the observed channels; y0, y1 … (y for a single one) where the data has none."""
         return channel_names(self.labels, self.y.shape[1])
+
+    @property
+    def most_likely(self) -> Int[Array, " T"]:
+        """The most probable regime of each moment."""
+        return jnp.argmax(self.probs, axis=1)
 
     def to_pandas(self, level: float = 0.9) -> Any:
         """A DataFrame over the moments: the states as of a Gaussian law, and the regimes' probabilities.
@@ -125,7 +128,7 @@ class SwitchingPosterior(RegimesAndStates):
         Raises:
             ValueError: if a probability is not inside (0, 1).
         """
-        levels = check_levels(q)
+        levels = probabilities("q", q)
         law = (self.weights, self.means, self.covariances)
         found = mixture_quantiles(*law, jnp.asarray(levels.ravel()))
         return found.reshape(levels.shape + self.mean.shape)
@@ -210,42 +213,3 @@ _OVER_TIME = (
     "log_weights",
     "states",
 )
-
-
-def check_levels(q: Any) -> np.ndarray:
-    """Probabilities as an array.
-
-    Raises:
-        ValueError: if one is not inside (0, 1).
-    """
-    levels = np.asarray(q, float)
-    if not ((levels > 0) & (levels < 1)).all():
-        raise ValueError(f"`q` must be probabilities inside (0, 1), got {q}.")
-    return levels
-
-
-@jax.jit
-def mixture_quantiles(
-    weights: Float[Array, "T N"],
-    means: Float[Array, "T N n"],
-    covariances: Float[Array, "T N n n"],
-    levels: Float[Array, " Q"],
-) -> Float[Array, "Q T n"]:
-    """Where the mixtures' distribution functions reach each level."""
-    spread = jnp.sqrt(jnp.maximum(jnp.diagonal(covariances, axis1=-2, axis2=-1), 0))
-    safe = jnp.maximum(spread, jnp.finfo(spread.dtype).tiny)
-    counts = weights[..., None] > 0
-    reach = 12 * spread  # no level but 0 and 1 lies further out
-    low = jnp.min(jnp.where(counts, means - reach, jnp.inf), axis=1)
-    high = jnp.max(jnp.where(counts, means + reach, -jnp.inf), axis=1)
-
-    def one(level: Array) -> Array:
-        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends
-            middle = 0.5 * (low + high)
-            below = jnp.sum(weights[..., None] * ndtr((middle[:, None] - means) / safe), axis=1)
-            return jnp.where(below < level, middle, low), jnp.where(below < level, high, middle)
-
-        return 0.5 * sum(jax.lax.fori_loop(0, _HALVINGS, halve, (low, high)))
-
-    return jax.vmap(one)(levels.astype(means.dtype))

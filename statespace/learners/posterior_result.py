@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from statespace.arviz import time_coordinate, to_inference_data
+from statespace.labels import channel_names
 from statespace.learners.information import Uncertainty
 from statespace.learners.likelihood import pointwise
 from statespace.learners.problem import Problem
 from statespace.learners.result import FitResult
 from statespace.learners.table import entries, header, number, table
-from statespace.posterior import channel_names
+from statespace.probabilities import tails
 from statespace.series import Panel, Series
 
 _RHAT = 1.01  # Vehtari et al. (2021), section 4
@@ -109,11 +110,9 @@ class PosteriorResult(FitResult):
         """Equal-tailed posterior limits of the parameters: lower and upper, of their shape.
 
         Raises:
-            ValueError: if the level is not between 0 and 1.
+            ValueError: if the level is not inside (0, 1).
         """
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must be between 0 and 1, got {level}.")
-        ends = (0.5 - level / 2, 0.5 + level / 2)
+        ends = tails(level)
         return {k: tuple(np.quantile(v, ends, axis=(0, 1))) for k, v in self.draws.items()}
 
     def summary(self, level: float = 0.95) -> str:

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from statespace.diagnostics import ResidualTests, residual_tests
+from statespace.labels import channel_names
 from statespace.learners.information import Uncertainty
 from statespace.learners.likelihood import standardised_errors
 from statespace.learners.problem import Problem
 from statespace.learners.table import entries, header, number, table
 from statespace.parameters import Frozen, parameters, supports
-from statespace.posterior import channel_names
+from statespace.probabilities import tails
 from statespace.series import Panel, Series
 
 Result = TypeVar("Result", bound="FitResult")
@@ -121,17 +122,16 @@ class FitResult:
         that a scale's limits are positive; symmetric on the parameter's own scale otherwise.
 
         Raises:
-            ValueError: if there are no standard errors, or the level is not between 0 and 1.
+            ValueError: if there are no standard errors, or the level is not inside (0, 1).
         """
         from scipy.special import ndtri
 
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must be between 0 and 1, got {level}.")
+        upper = tails(level)[1]
         if self.uncertainty is None:
             raise ValueError(
                 f"{self.learner} computed no standard errors; pass standard_errors=True to it."
             )
-        width = ndtri(0.5 + level / 2)
+        width = ndtri(upper)
         centres = self._problem.free()
         out = {}
         for name, bijection in self._problem.bijections().items():

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains import gaussian, switching
@@ -23,6 +22,7 @@ from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.methods.rao_blackwellised import conditionals
 from statespace.mixture_posterior import MixturePosterior
 from statespace.model import Step, state_names
+from statespace.probabilities import normal_deviates
 from statespace.series import Panel, Series
 
 if TYPE_CHECKING:
@@ -173,10 +173,7 @@ class MixtureFilter(eqx.Module):
 
     def standardised_errors(self, model: Any, series: Series) -> Float[Array, "T m"]:
         """Each observation's one-step predictive probability as a normal deviate; NaN where missing."""
-        below = self.run(model, series).below
-        tiny = jnp.finfo(below.dtype).eps
-        deviate = ndtri(jnp.clip(below, tiny, 1 - tiny))
-        return jnp.where(jnp.isnan(series.channels), jnp.nan, deviate)
+        return normal_deviates(self.run(model, series).below, series.channels)
 
     def posterior(self, model: Any, series: Series, kind: Any) -> MixturePosterior:
         """The law of regimes and states: "filtered" or "smoothed"."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from statespace.chains.particle.types import Cloud, Observer, Passage
 from statespace.methods.particle_lowering import on_clouds, states_of
 from statespace.methods.pseudo_residuals import cumulative
+from statespace.probabilities import normal_deviates
 from statespace.series import Series
 
 
@@ -47,6 +47,4 @@ def pseudo_residuals(method: Any, model: Any, series: Series) -> Float[Array, "T
         return None, below(cloud, moment.step, moment.y)
 
     u = method.run(model, series, Observer(first, later)).out
-    y = series.channels
-    tiny = jnp.finfo(y.dtype).eps
-    return jnp.where(jnp.isnan(y), jnp.nan, ndtri(jnp.clip(u, tiny, 1 - tiny)))
+    return normal_deviates(u, series.channels)

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from statespace.methods.lowering import steps_of
 from statespace.methods.potentials import with_history
 from statespace.model import Step
+from statespace.probabilities import normal_deviates
 from statespace.series import Series
 
 
@@ -38,8 +38,7 @@ def pseudo_residuals(
         return probs @ each
 
     u = jax.vmap(below)(steps, jnp.where(jnp.isnan(y), 0, y), predicted)
-    tiny = jnp.finfo(y.dtype).eps
-    return jnp.where(jnp.isnan(y), jnp.nan, ndtri(jnp.clip(u, tiny, 1 - tiny)))
+    return normal_deviates(u, y)
 
 
 def cumulative(law: Any, y: Float[Array, " m"]) -> Float[Array, " m"]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains import gaussian
@@ -22,6 +21,7 @@ from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.methods.particle_filter import missing_key
 from statespace.methods.particle_laws import over_time
 from statespace.model import Step, state_names
+from statespace.probabilities import normal_deviates
 from statespace.series import Panel, Series
 from statespace.switching_posterior import SwitchingPosterior
 
@@ -134,10 +134,8 @@ class RaoBlackwellised(eqx.Module):
         """Each observation's one-step predictive probability as a normal deviate; NaN where missing."""
         chain, form = self.lower(model, series)
         run = switching.run(chain, self._keys()[0], self.particles, form)
-        y = chain.y
         below = switching.predictive_probabilities(chain, run.paths, form)
-        tiny = jnp.finfo(y.dtype).eps
-        return jnp.where(jnp.isnan(y), jnp.nan, ndtri(jnp.clip(below, tiny, 1 - tiny)))
+        return normal_deviates(below, chain.y)
 
     def posterior(self, model: Any, series: Series, kind: Any) -> SwitchingPosterior:
         """The law of regimes and states: "filtered" or "smoothed"."""
