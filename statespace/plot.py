@@ -23,7 +23,7 @@ from statespace.plot_states import dwell_times, states, transitions, weight_filt
 from statespace.posterior import Forecast, GaussianPosterior
 from statespace.sampled_forecast import SampledForecast
 from statespace.series import as_series
-from statespace.switching_posterior import SwitchingPosterior
+from statespace.switching_posterior import RegimesAndStates
 
 __all__ = [
     "components",
@@ -245,7 +245,7 @@ def _bands(
     posterior: Any, data: Any, level: Any, states: bool | Sequence[str], axes: Any, word: str
 ) -> Any:
     """Bands of the signal over the data, or of the states."""
-    _require(posterior, GaussianPosterior | ParticlePosterior | SwitchingPosterior, "posterior")
+    _require(posterior, GaussianPosterior | ParticlePosterior | RegimesAndStates, "posterior")
     # particles, mixtures and sites in place of observations know of no linear signal
     sites = isinstance(getattr(getattr(posterior, "chain", None), "potentials", None), Sites)
     states = states or sites or not isinstance(posterior, GaussianPosterior)

@@ -1,4 +1,4 @@
-"""Pictures of models of a finite state: when, how long, from where to where, and doing what."""
+"""Pictures of models of a finite state or regime: when, how long, from where to where, and doing what."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import numpy as np
 from statespace import canvas
 from statespace.canvas import DATA, FAINT
 from statespace.conditionals.finite import FiniteKernel
+from statespace.conditionals.switching import Switching
 from statespace.finite_posterior import FinitePosterior
 from statespace.panels import PanelPosterior
+from statespace.switching_posterior import RegimesAndStates
 
 
 def states(posterior: Any, data: Any = None, *, observed: bool = True, axes: Any = None) -> Any:
     """When the model is in which state: observations in the colour of the most likely path, above its law.
 
+    Of a switching model the states are its regimes. Between the observations and the probabilities of the
+    regimes then comes what moves under them: a panel for each coordinate, its mean in the regime's colour
+    within a 90 % interval.
+
     Args:
-        posterior: of ``smooth`` or ``filter`` on a model of a finite state.
+        posterior: of ``smooth`` or ``filter`` on a model of a finite state, or on a switching model.
         data: the recording, to draw in place of the one that the posterior holds.
         observed: whether to draw the observations, one panel for each channel, above the probabilities.
         axes: one Axes for each panel, the last for the probabilities; default: new ones.
@@ -29,15 +35,17 @@ def states(posterior: Any, data: Any = None, *, observed: bool = True, axes: Any
 
     Raises:
         ImportError: if matplotlib is not installed.
-        TypeError: if ``posterior`` is not of a finite state.
+        TypeError: if ``posterior`` is neither of a finite state nor of a switching model.
         ValueError: if ``axes`` are too few.
 
     Example:
         >>> ss.plot.states(ss.smooth(model, counts))
     """
     require_finite(posterior)
+    switching = isinstance(posterior, RegimesAndStates)
     channels = posterior.channel_names if observed else ()
-    panels = canvas.panels(len(channels) + 1, axes, height=2.1)
+    moving = posterior.names if switching else ()
+    panels = canvas.panels(len(channels) + len(moving) + 1, axes, height=2.1)
     x = canvas.positions(posterior.times, posterior.labels)
     y = np.asarray(posterior.y)
     if data is not None:
@@ -47,14 +55,20 @@ def states(posterior: Any, data: Any = None, *, observed: bool = True, axes: Any
     path, colours = np.asarray(posterior.most_likely), palette(posterior.probs.shape[1])
     for i, (ax, name) in enumerate(zip(panels, channels)):
         canvas.shade_missing(ax, x, np.isnan(y[:, i]))
-        ax.plot(x, y[:, i], color=DATA, lw=0.6, alpha=0.35, zorder=1)
-        size = 1.6 if len(x) > 400 else 3.2
-        ax.scatter(x, y[:, i], s=size**2, c=[colours[k] for k in path], lw=0, zorder=2)
+        _coloured(ax, x, y[:, i], path, colours)
+        canvas.dress(ax, posterior.labels, name)
+    if switching:
+        low, high = map(np.asarray, posterior.interval(0.9))
+    for i, (ax, name) in enumerate(zip(panels[len(channels) :], moving)):
+        canvas.shade_missing(ax, x, np.isnan(y).all(axis=1))
+        ax.fill_between(
+            x, low[:, i], high[:, i], color=FAINT, alpha=0.55, lw=0, label="90% interval"
+        )
+        _coloured(ax, x, np.asarray(posterior.mean)[:, i], path, colours)
         canvas.dress(ax, posterior.labels, name)
     below = panels[-1]
     probs = np.asarray(posterior.probs).T
-    names = [f"state {name}" if name.isdigit() else name for name in posterior.names]
-    below.stackplot(x, probs, colors=colours, labels=names, lw=0, alpha=0.85)
+    below.stackplot(x, probs, colors=colours, labels=_names(posterior), lw=0, alpha=0.85)
     canvas.dress(below, posterior.labels, "probability")
     below.set(ylim=(0, 1), yticks=(0, 0.5, 1))
     below.margins(x=0)
@@ -73,8 +87,8 @@ def transitions(
     An arrow's width is the probability of the move; a state's own number is that of staying.
 
     Args:
-        model: a model of a finite state whose transitions do not vary, a fitted result of one, a kernel, or a
-            matrix ``(K, K)``.
+        model: a model of a finite state, or a switching one, whose transitions do not vary, a fitted result
+            of one, a kernel, or a matrix ``(K, K)``.
         names: of the states; default: those of the model, else 0, 1 …
         threshold: moves less probable are not drawn.
         axes: one Axes; default: a new one.
@@ -92,7 +106,9 @@ def transitions(
     model = getattr(model, "model", model)
     matrix = _matrix(model)
     count = len(matrix)
-    known = names if names is not None else getattr(model, "state_names", None)
+    regimes = isinstance(getattr(model, "transition", model), Switching)
+    own = None if regimes else getattr(model, "state_names", None)  # those of what moves
+    known = own if names is None else names
     names = [str(k) for k in range(count)] if known is None else list(known)
     plt = canvas.require_matplotlib()
     if axes is None:
@@ -122,7 +138,7 @@ def dwell_times(
     Stays that the recording cuts off at its ends are left out.
 
     Args:
-        posterior: of ``smooth`` on a model of a finite state, or a panel of them.
+        posterior: of ``smooth`` on a model of a finite state or a switching model, or a panel of them.
         model: whose transition matrix gives the geometric law; None for none.
         longest: moments on the abscissa; default: the longest stay.
         axes: one Axes for each state; default: new ones.
@@ -132,7 +148,7 @@ def dwell_times(
 
     Raises:
         ImportError: if matplotlib is not installed.
-        TypeError: if ``posterior`` is not of a finite state.
+        TypeError: if ``posterior`` is neither of a finite state nor of a switching model.
     """
     parts = list(posterior) if isinstance(posterior, PanelPosterior) else [posterior]
     for part in parts:
@@ -140,7 +156,7 @@ def dwell_times(
     count = parts[0].probs.shape[1]
     stays = [stay for part in parts for stay in _stays(np.asarray(part.most_likely))]
     matrix = None if model is None else _matrix(getattr(model, "model", model))
-    panels = canvas.grid((1, count), axes, "one for each state").ravel()
+    panels, names = canvas.grid((1, count), axes, "one for each state").ravel(), _names(parts[0])
     reach = longest or max((length for _, length in stays), default=1)
     bins = np.unique(np.round(np.linspace(0.5, reach + 0.5, min(reach, 25) + 1)) + 0.5)
     for k, (ax, colour) in enumerate(zip(panels, palette(count))):
@@ -153,7 +169,7 @@ def dwell_times(
             ax.plot(n, (1 - stay) * stay ** (n - 1), color=DATA, lw=1.2, label="geometric")
             ax.legend(**canvas.LEGEND)
         ax.set(xlabel="moments", ylabel="density" if k == 0 else "")
-        ax.set_title(f"{_state(parts[0].names[k])}: {len(lengths)} stays", **canvas.TITLE)
+        ax.set_title(f"{names[k]}: {len(lengths)} stays", **canvas.TITLE)
     return panels
 
 
@@ -249,22 +265,35 @@ def palette(count: int) -> list[Any]:
 
 
 def require_finite(posterior: Any) -> None:
-    """Refuse what is no posterior of a finite state."""
-    if not isinstance(posterior, FinitePosterior):
+    """Refuse what is no posterior of a finite state or of regimes."""
+    if not isinstance(posterior, FinitePosterior | RegimesAndStates):
         panel = "; draw its recordings one by one" if isinstance(posterior, PanelPosterior) else ""
         raise TypeError(
-            "`posterior` must be what `smooth` or `filter` returns for a model of a finite state, got "
-            f"{type(posterior).__name__}{panel}."
+            "`posterior` must be what `smooth` or `filter` returns for a model of a finite state or a "
+            f"switching model, got {type(posterior).__name__}{panel}."
         )
 
 
-def _state(name: str) -> str:
-    return f"state {name}" if name.isdigit() else name
+def _names(posterior: Any) -> list[str]:
+    """Of the states, or of the regimes."""
+    if isinstance(posterior, RegimesAndStates):
+        return [f"regime {k}" for k in range(posterior.probs.shape[1])]
+    return [f"state {name}" if name.isdigit() else name for name in posterior.names]
+
+
+def _coloured(
+    ax: Any, x: np.ndarray, values: np.ndarray, path: np.ndarray, colours: list[Any]
+) -> None:
+    """Values over time as points in the colours of a path."""
+    ax.plot(x, values, color=DATA, lw=0.6, alpha=0.35, zorder=1)
+    size = 1.6 if len(x) > 400 else 3.2
+    ax.scatter(x, values, s=size**2, c=[colours[k] for k in path], lw=0, zorder=2)
 
 
 def _matrix(model: Any) -> np.ndarray:
     """The constant transition matrix of a model, a kernel or an array."""
     kernel = getattr(model, "transition", model)
+    kernel = kernel.kernel if isinstance(kernel, Switching) else kernel
     if isinstance(kernel, FiniteKernel) and not callable(kernel.probs):
         return np.asarray(kernel.probs)
     if not hasattr(kernel, "matrix") and np.ndim(kernel) == 2:

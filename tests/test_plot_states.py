@@ -1,4 +1,4 @@
-"""Pictures of finite-state models show the numbers that they are of."""
+"""Pictures of finite-state and switching models show the numbers that they are of."""
 
 import jax.numpy as jnp
 import matplotlib
@@ -13,6 +13,7 @@ from matplotlib.patches import Circle, FancyArrowPatch
 
 import statespace as ss
 from statespace.plot_states import palette
+from statespace.structured_posterior import StructuredPosterior
 
 MATRIX = np.array([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.0, 0.25, 0.75]])
 Y = np.array([0.1, -0.2, 0.0, 4.1, 3.9, 4.0, 8.1, 7.9, np.nan, 4.2, 0.1])
@@ -50,6 +51,74 @@ def test_states(posterior):
     np.testing.assert_allclose(top, np.asarray(posterior.probs)[:, 0].max(), atol=1e-12)
     (alone,) = np.atleast_1d(ss.plot.states(posterior, observed=False))
     assert alone.get_ylabel() == "probability"
+
+
+def switching():
+    """Two regimes between which the noise tells: the second's is large."""
+    return ss.SwitchingLinearGaussian(
+        initial_probs=[0.5, 0.5],
+        transition=[[0.9, 0.1], [0.2, 0.8]],
+        matrix=[[[1.0]]],
+        scale=[[0.05], [2.0]],
+        observation_matrix=[[[1.0]]],
+        observation_scale=[[0.2]],
+        state_names=["level"],
+    )
+
+
+def check_regimes(p):
+    observed, level, below = ss.plot.states(p)
+    assert [ax.get_ylabel() for ax in (observed, level, below)] == ["y", "level", "probability"]
+    count = p.probs.shape[1]
+    colours = [matplotlib.colors.to_rgba(palette(count)[k]) for k in np.asarray(p.most_likely)]
+    band, points = level.collections
+    np.testing.assert_allclose(points.get_facecolors(), colours)
+    np.testing.assert_allclose(points.get_offsets()[:, 1], p.mean[:, 0])
+    low, high = p.interval(0.9)
+    edges = band.get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([edges.min(), edges.max()], [low.min(), high.max()])
+    top = below.collections[0].get_paths()[0].vertices[:, 1].max()
+    np.testing.assert_allclose(top, np.asarray(p.probs)[:, 0].max(), atol=1e-12)
+    legend = [t.get_text() for t in observed.get_legend().get_texts()]
+    assert legend == ["missing", "90% interval", *(f"regime {k}" for k in range(count))]
+    assert len(ss.plot.states(p, observed=False)) == 2
+    assert ss.plot.smoothed(p).get_ylabel() == "level"
+    assert ss.plot.dwell_times(p)[1].get_title(loc="left").startswith("regime 1: ")
+
+
+def test_regimes_of_a_mixture():
+    y = np.array([0.1, 0.0, 0.05, 0.1, 0.0, np.nan, 0.1, 4.0, 1.0, 5.0, 9.0])
+    p = ss.smooth(switching(), y, method=ss.InteractingMultipleModel())
+    assert np.asarray(p.most_likely).tolist() == [0] * 7 + [1] * 4
+    check_regimes(p)
+
+
+def test_regimes_of_a_structured_law(posterior):
+    """Two chains, of which the picture needs the moments of one and the regimes of the other."""
+    states = ss.smooth(ss.LocalLevel(1.0, 1.0), Y)
+    p = StructuredPosterior(
+        mean=states.mean,
+        covariance=states.covariance,
+        probs=posterior.probs,
+        times=states.times,
+        labels=None,
+        log_likelihood=states.log_likelihood,
+        pointwise=states.pointwise,
+        y=states.y,
+        lag_one=states.lag_one,
+        pairs=posterior.pairs,
+        states_chain=states.chain,
+        regimes_chain=posterior.chain,
+        convergence=None,
+        state_names=("level",),
+    )
+    np.testing.assert_array_equal(p.most_likely, posterior.most_likely)
+    check_regimes(p)
+
+
+def test_transitions_of_regimes():
+    texts = [t.get_text() for t in ss.plot.transitions(switching()).texts]
+    assert {"0\n0.90", "1\n0.80", "0.10", "0.20"} == set(texts)
 
 
 def test_transitions():
@@ -111,11 +180,17 @@ def test_weights_and_filters():
     [
         (
             lambda: ss.plot.states(ss.smooth(ss.LocalLevel(1.0, 1.0), Y)),
-            "a model of a finite state",
+            "a model of a finite state or a switching model, got GaussianPosterior",
         ),
         (lambda: ss.plot.states(ss.smooth(model(), [Y, Y])), "recordings one by one"),
         (lambda: ss.plot.weights(model()), "GLM with inputs or coupling"),
         (lambda: ss.plot.weight_filters(model(), [(0, 0)]), "has coupling"),
+        (
+            lambda: ss.plot.transitions(
+                ss.Switching(ss.RecurrentKernel(np.zeros((2, 2)), np.zeros((2, 1))), [lambda *_: 0])
+            ),
+            "constant transition matrix is needed, got RecurrentKernel",
+        ),
         (
             lambda: ss.plot.transitions(ss.SoftmaxKernel(np.zeros((2, 2)), np.zeros((2, 2, 1)))),
             "constant transition matrix",
