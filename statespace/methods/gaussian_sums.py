@@ -17,7 +17,7 @@ from statespace.chains.moments import compensated_sum
 from statespace.conditionals.switching import RegimeState
 from statespace.linearisation import Affine, Linearisation, Taylor
 from statespace.methods.gaussian_lowering import initial_law, noise
-from statespace.methods.linearised import make_affine, observed_affine, proper
+from statespace.methods.linearised import make_affine, observed_affine
 from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.methods.rao_blackwellised import conditionals
 from statespace.mixture_posterior import MixturePosterior
@@ -55,7 +55,7 @@ class SwitchingLaw(eqx.Module):
         """One component for each first regime."""
         initial = self.model.initial
         laws = [
-            proper(initial_law(_Part(initial=initial.of(k)), step), self.method)
+            _weighable(initial_law(_Part(initial=initial.of(k)), step), k, self.method)
             for k in range(self.regimes)
         ]
         spread = [full_carry(noise(law, self.form), self.form, (), self.dtype) for law in laws]
@@ -318,6 +318,22 @@ class GaussianSum(MixtureFilter):
                 f"{self.components}."
             )
         return self.components
+
+
+def _weighable(law: Any, regime: int, method: str) -> Any:
+    """An initial law with a density, by which its component can be weighed and merged with others.
+
+    Raises:
+        ValueError: if it is diffuse in some directions.
+    """
+    if law.diffuse is not None:
+        raise ValueError(
+            f"{method} weighs the regimes' laws against each other and merges them, which needs all of them "
+            f"to be proper, but `initial` of the model is diffuse in some directions in regime {regime}: "
+            "give it a wide finite scale, `Gaussian(mean, scale)`, such as a thousand times the spread of "
+            "the data; of a structural component by its `initial_law`."
+        )
+    return law
 
 
 def _logs(probs: Float[Array, "*K"]) -> Float[Array, "*K"]:

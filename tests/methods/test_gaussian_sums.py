@@ -378,5 +378,5 @@ def test_what_does_not_fit_is_named():
         ss.filter(MODEL, np.zeros((3, 2)), method=ss.GaussianSum())
     loose = ss.Switching(MODEL.initial.kernel, [ss.Gaussian([0.0, 0], [1.0, 1], [True, False])])
     diffuse = ss.Model(loose, MODEL.transition, MODEL.observation)
-    with pytest.raises(ValueError, match="GaussianSum needs a state to linearise at"):
+    with pytest.raises(ValueError, match="GaussianSum weighs the regimes' laws .* in regime 0: give it a wide"):
         ss.filter(diffuse, Y, method=ss.GaussianSum())
