@@ -1,7 +1,7 @@
 """Ensemble updates: the gain of a Kalman filter, with sample covariances in place of exact ones.
 
-Ensembles are arrays with members first, ``(N, n)``. A missing channel has zero rows of everything, and unit
-noise.
+Ensembles are arrays with members first, ``(N, n)``; an update also takes ``(N, n, k)``, states of k moments
+that are all to hear of one observation. A missing channel has zero rows of everything, and unit noise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 LOG_2PI = 1.8378770664093453
 
 
-def anomalies(ensemble: Float[Array, "N n"]) -> Float[Array, "N n"]:
+def anomalies(ensemble: Float[Array, "N *n"]) -> Float[Array, "N *n"]:
     """Deviations from the mean, over ``sqrt(N - 1)``: their products are sample covariances."""
     return (ensemble - jnp.mean(ensemble, axis=0)) / jnp.sqrt(len(ensemble) - 1.0)
 
@@ -39,17 +39,17 @@ def log_density(
 
 
 def stochastic(
-    ensemble: Float[Array, "N n"],
+    ensemble: Float[Array, "N n *k"],
     seen: Float[Array, "N m"],
     noise: Float[Array, "m m"],
     error: Float[Array, " m"],
     perturbations: Float[Array, "N m"],
     tapers: tuple[Array, Array] | None = None,
-) -> Float[Array, "N n"]:
+) -> Float[Array, "N n *k"]:
     """Every member moves by the gain, each towards an observation perturbed anew (Burgers et al. 1998).
 
     Args:
-        ensemble: states.
+        ensemble: states; earlier ones move by their covariance with the observation.
         seen: what each predicts to be observed, zero where missing.
         noise: covariance of the observation.
         error: the observation minus the mean of ``seen``.
@@ -57,26 +57,29 @@ def stochastic(
         tapers: influence of observations on states ``(n, m)`` and on each other ``(m, m)``.
     """
     x, y = anomalies(ensemble), anomalies(seen)
-    cross, own = x.T @ y, y.T @ y
+    cross, own = jnp.tensordot(y, x, axes=(0, 0)), y.T @ y
     if tapers is not None:
-        cross, own = cross * tapers[0], own * tapers[1]
+        reach = tapers[0].T.reshape(cross.shape[:2] + (1,) * (cross.ndim - 2))
+        cross, own = cross * reach, own * tapers[1]
     factor = jax.scipy.linalg.cho_factor(own + noise, lower=True)
     perturbations = perturbations - jnp.mean(perturbations, axis=0)
     surprise = error + perturbations - (seen - jnp.mean(seen, axis=0))
-    return ensemble + jax.scipy.linalg.cho_solve(factor, surprise.T).T @ cross.T
+    weights = jax.scipy.linalg.cho_solve(factor, surprise.T).T
+    return ensemble + jnp.tensordot(weights, cross, axes=1)
 
 
 def transform(
-    ensemble: Float[Array, "N n"],
+    ensemble: Float[Array, "N n *k"],
     seen: Float[Array, "N m"],
     noise: Float[Array, "m m"],
     error: Float[Array, " m"],
     taper: Float[Array, "n m"] | None = None,
-) -> Float[Array, "N n"]:
+) -> Float[Array, "N n *k"]:
     """The ensemble transform filter: one symmetric transformation of the members, nothing drawn at random.
 
     Bishop, Etherton & Majumdar (2001); Hunt, Kostelich & Szunyogh (2007). With a taper every coordinate of
-    the state has a transformation of its own, for which far-off observations have more noise (LETKF).
+    the state has a transformation of its own, for which far-off observations have more noise (LETKF); its
+    values at earlier moments take part in it (Nerger, Schulte & Bunse-Gerstner 2014).
 
     Args:
         ensemble: states.
@@ -90,13 +93,15 @@ def transform(
     whiten = lambda a: jax.scipy.linalg.solve_triangular(factor, a, lower=True)
     s, e = whiten(anomalies(seen).T).T, whiten(error)
     if taper is None:
-        return mean + _transformed(s, e, x)
+        return mean + _transformed(s, e, x.reshape(len(x), -1)).reshape(x.shape)
 
-    def coordinate(x: Array, reach: Array) -> Array:
+    def coordinate(x: Float[Array, "N k"], reach: Float[Array, " m"]) -> Float[Array, "N k"]:
         root = jnp.sqrt(reach)
-        return _transformed(s * root, e * root, x[:, None])[:, 0]
+        return _transformed(s * root, e * root, x)
 
-    return mean + jax.vmap(coordinate, in_axes=(1, 0), out_axes=1)(x, taper)
+    columns = x.reshape(*x.shape[:2], -1)
+    moved = jax.vmap(coordinate, in_axes=(1, 0), out_axes=1)(columns, taper)
+    return mean + moved.reshape(x.shape)
 
 
 def _transformed(s: Float[Array, "N m"], e: Float[Array, " m"], x: Array) -> Float[Array, "N n"]:
@@ -115,6 +120,8 @@ def smooth(
     filtered: Float[Array, "T N n"], forecast: Float[Array, "T N n"]
 ) -> Float[Array, "T N n"]:
     """The Rauch–Tung–Striebel smoother of ensembles (Raanes 2016, section 3).
+
+    Its gains are of all coordinates on all: it is not for ensembles that had to be localised.
 
     Args:
         filtered: ensembles after each observation.

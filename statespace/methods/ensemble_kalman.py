@@ -22,6 +22,8 @@ from statespace.model import Step, state_names
 from statespace.particle_posterior import ParticlePosterior
 from statespace.series import Panel, Series
 
+_LAG = 20  # moments; on Lorenz-96 the error falls up to there, and rises from thirty on
+
 
 class EnsembleKalman(eqx.Module):
     """The ensemble Kalman filter and smoother (Evensen 1994; 2009), for states too large for covariances.
@@ -32,16 +34,23 @@ class EnsembleKalman(eqx.Module):
     whose observation has a mean and a covariance; it is exact in the limit of many members for linear
     Gaussian ones only. The log likelihood is that of the ensemble's normal predictions, and is biased.
 
+    Smoothing without localisation is a Rauch–Tung–Striebel pass with sample covariances (Raanes 2016), whose
+    gains relate all coordinates to all. With localisation each observation corrects the members of the last
+    moments too, at each place by the weights that it has for the present there (Evensen & van Leeuwen 2000;
+    Nerger, Schulte & Bunse-Gerstner 2014).
+
     Args:
         members: N.
         update: "transform" draws nothing at random (ETKF; with localisation the LETKF, which needs
             observations with independent noises), "stochastic" perturbs the observations.
         inflation: factor on the members' deviations before each update.
         localisation: where states and observations are, and how far influence reaches.
+        lag: moments back to which an observation corrects the members when smoothing. Long after, sample
+            correlations are noise, and what was near has moved on. None: 20 with localisation, all without.
         key: source of randomness; the verbs put theirs here.
 
     Raises:
-        ValueError: for fewer than two members, an unknown update, or an inflation below 1.
+        ValueError: for fewer than two members, an unknown update, an inflation below 1, or a lag below 1.
 
     Example:
         >>> reach = ss.Localisation(radius=5.0, states=range(40), observations=range(40), period=40.0)
@@ -53,6 +62,7 @@ class EnsembleKalman(eqx.Module):
     update: Literal["transform", "stochastic"] = eqx.field(static=True, default="transform")
     inflation: float = eqx.field(static=True, default=1.0)
     localisation: Localisation | None = None
+    lag: int | None = eqx.field(static=True, default=None)
     key: PRNGKeyArray | None = None
 
     def __check_init__(self) -> None:
@@ -66,6 +76,10 @@ class EnsembleKalman(eqx.Module):
         if not (math.isfinite(self.inflation) and self.inflation >= 1):
             raise ValueError(
                 f"`inflation` of EnsembleKalman must be at least 1, got {self.inflation}."
+            )
+        if self.lag is not None and (not isinstance(self.lag, int) or self.lag < 1):
+            raise ValueError(
+                f"`lag` of EnsembleKalman must be at least 1 moment, or None, got {self.lag!r}."
             )
 
     def with_key(self, key: PRNGKeyArray) -> Self:
@@ -112,10 +126,13 @@ class EnsembleKalman(eqx.Module):
 
     def posterior(self, model: Any, series: Series, kind: Any) -> ParticlePosterior:
         """The law of the states, as members of equal weight: "filtered" or "smoothed"."""
-        run = self._run(model, series)
+        lag = self._lag_of(series) if kind == "smoothed" else 0
+        run = self._run(model, series, lag or 0)
         members = run.filtered
-        if kind == "smoothed":
+        if lag is None:
             members = chain.smooth(run.filtered, run.forecast)
+        elif lag:
+            members = run.lagged
         steps, count = len(series), self.members
         dtype = run.pointwise.dtype
         _, moments = on_clouds(model, series)
@@ -156,7 +173,13 @@ class EnsembleKalman(eqx.Module):
         """Whether a panel is to be run by `vmap`: its factorisations are run in turn on CPUs."""
         return jax.default_backend() != "cpu"
 
-    def _run(self, model: Any, series: Series) -> _Run:
+    def _lag_of(self, series: Series) -> int | None:
+        """Moments back to which observations are heard; None for all of them, by a pass back."""
+        if self.lag is None and self.localisation is None:
+            return None
+        return min(_LAG if self.lag is None else self.lag, len(series) - 1)
+
+    def _run(self, model: Any, series: Series, lag: int = 0) -> _Run:
         if self.key is None:
             from statespace.methods.particle_filter import missing_key
 
@@ -167,18 +190,34 @@ class EnsembleKalman(eqx.Module):
         )
         first = clouds.start(keys[0, 0], self.members, at(moments, 0))
 
-        def step(before: Array, row: tuple) -> tuple[Array, _Run]:
+        def step(window: Array, row: tuple) -> tuple[Array, _Run]:
             moment, key = row
-            ahead = clouds.propose(key[0], before, moment)
-            return self.corrected(model, ahead, moment, key[1])
+            ahead = clouds.propose(key[0], window[..., 0], moment)
+            return self.corrected(model, ahead, moment, key[1], window[..., :lag])
 
-        begin, start = self.corrected(model, first, at(moments, 0), keys[0, 1])
+        past = jnp.repeat(first[..., None], lag, axis=-1)  # moments before the first: not used
+        begin, start = self.corrected(model, first, at(moments, 0), keys[0, 1], past)
         rest = jax.tree.map(lambda x: x[1:], (moments, keys))
-        _, later = jax.lax.scan(step, begin, rest)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+        last, later = jax.lax.scan(step, begin, rest)
+        run = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+        recent = jnp.moveaxis(last[..., :lag], -1, 0)[::-1]
+        return run._replace(lagged=jnp.concatenate([run.lagged[lag:], recent]))
 
-    def corrected(self, model: Any, ahead: Array, moment: Any, key: Array) -> tuple[Array, _Run]:
-        """The ensemble after an observation, and what is kept of the moment."""
+    def corrected(
+        self, model: Any, ahead: Array, moment: Any, key: Array, past: Array | None = None
+    ) -> tuple[Array, _Run]:
+        """The ensemble after an observation, and what is kept of the moment.
+
+        Args:
+            model: all conditionals.
+            ahead: members before the observation, shape ``(N, n)``.
+            moment: the moment and what is observed there.
+            key: of the observation's perturbations.
+            past: the same members at earlier moments, latest first, shape ``(N, n, lag)``.
+
+        Returns:
+            Present and past members after the observation, shape ``(N, n, 1 + lag)``; and of the moment.
+        """
         step: Step = moment.step
         mask = ~jnp.isnan(moment.y)
         ahead = chain.inflated(ahead, self.inflation)
@@ -195,25 +234,28 @@ class EnsembleKalman(eqx.Module):
         noise = jnp.where(both, noise, jnp.eye(len(mask), dtype=noise.dtype))
         seen = jnp.where(mask, seen, 0)
         error = jnp.where(mask, moment.y - predicted, 0)
-        reach = self.localisation
+        reach, window = self.localisation, ahead[..., None]
+        if past is not None:
+            window = jnp.concatenate([window, past], axis=-1)
         if self.update == "transform":
             taper = None if reach is None else reach.cross.astype(ahead.dtype)
-            after = chain.transform(ahead, seen, noise, error, taper)
+            after = chain.transform(window, seen, noise, error, taper)
         else:
             root = jnp.linalg.cholesky(noise)
             draws = jax.random.normal(key, seen.shape, seen.dtype) @ root.T * mask
             tapers = None
             if reach is not None:
                 tapers = (reach.cross.astype(ahead.dtype), reach.own.astype(ahead.dtype))
-            after = chain.stochastic(ahead, seen, noise, error, draws, tapers)
+            after = chain.stochastic(window, seen, noise, error, draws, tapers)
         density = chain.log_density(seen, noise, error, mask)
-        return after, _Run(after, ahead, predicted, spread, density)
+        return after, _Run(after[..., 0], after[..., -1], ahead, predicted, spread, density)
 
 
 class _Run(NamedTuple):
     """What a run leaves at each moment."""
 
     filtered: Float[Array, "T N n"]
+    lagged: Float[Array, "T N n"]
     forecast: Float[Array, "T N n"]
     predicted: Float[Array, "T m"]
     spread: Float[Array, "T m"]

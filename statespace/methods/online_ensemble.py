@@ -76,7 +76,7 @@ class EnsembleOnline(Fed, eqx.Module):
         key = jax.random.split(jax.random.fold_in(method.key, step.index))
         move = lambda: clouds.propose(key[0], state.members, moment)
         ahead = jax.lax.cond(first, lambda: state.members, move)
-        members, run = method.corrected(model, ahead, moment, key[1])
+        _, run = method.corrected(model, ahead, moment, key[1])
         return EnsembleOnlineState(
-            members, state.log_likelihood + run.pointwise, step.index, step.time
+            run.filtered, state.log_likelihood + run.pointwise, step.index, step.time
         )
