@@ -22,7 +22,7 @@ from statespace.chains.gaussian import Form
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import root
 from statespace.conditionals.affine import psd_factor
-from statespace.methods.lowering import dependence
+from statespace.dependence import dependence
 
 _FEW = 2048  # products up to which a sum over points is written out
 

@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from statespace.chains import finite
 from statespace.conditionals import aggregates
 from statespace.conditionals.finite import Categorical, FiniteKernel
+from statespace.dependence import dependence
 from statespace.learners.climbing import climb
 from statespace.learners.likelihood import channels, each_recording, recordings, stacked, steps
 from statespace.learners.priors import log_density
 from statespace.learners.problem import Problem
 from statespace.learners.responsibilities import clustered, drawn, soften
 from statespace.methods.forward_backward import initial_probs
-from statespace.methods.lowering import dependence
 from statespace.parameters import Frozen, parameters, replace
 from statespace.series import Panel, Series
 

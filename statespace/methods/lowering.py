@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from statespace.dependence import dependence
 from statespace.model import Step
 from statespace.series import Series
 
@@ -49,19 +50,6 @@ def stack(function: Callable[[Step], Any], steps: Step, varies: Step) -> Any:
     every = jax.tree.leaves(jax.vmap(function)(steps))
     chosen = [e if d else x[None] for x, e, d in zip(leaves, every, depends, strict=True)]
     return jax.tree.unflatten(tree, chosen)
-
-
-def dependence(program: Any, varies: list[bool]) -> list[bool]:
-    """Which outputs of a jaxpr depend on an input that varies; inner programs count as one operation."""
-    varying = {v for v, flag in zip(program.invars, varies, strict=True) if flag}
-
-    def moving(atom: Any) -> bool:
-        return not hasattr(atom, "val") and atom in varying
-
-    for equation in program.eqns:
-        if any(moving(atom) for atom in equation.invars):
-            varying.update(equation.outvars)
-    return [moving(atom) for atom in program.outvars]
 
 
 def dtype_of(series: Series, *parts: Any) -> Any:

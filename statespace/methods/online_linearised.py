@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from statespace.chains.gaussian.covariances import full_carry
 from statespace.methods.feeding import Fed, next_step
 from statespace.methods.gaussian_lowering import initial_law, noise
 from statespace.methods.linearised import proper
-from statespace.methods.linearising_filters import Linearised, joint_law, moved, update
+from statespace.methods.linearising_filters import joint_law, moved, update
 from statespace.model import Step
 
 
@@ -37,15 +38,23 @@ class LinearisedState(NamedTuple):
     spread: Float[Array, "n n"]
 
 
-class OnlineLinearised(Fed, eqx.Module):
-    """A linearising filter that is fed one observation at a time: see :func:`statespace.online`."""
+class NormalOnline(Fed, eqx.Module):
+    """What filters share that keep one normal law and are fed one observation at a time."""
 
     model: Any
-    method: Linearised
+    method: Any
     dt: float = eqx.field(static=True)
 
     def __check_init__(self) -> None:
         self._law()
+
+    @abstractmethod
+    def predicted(self, state: LinearisedState, step: Step) -> tuple[Array, Array]:
+        """Mean and spread of the next state, given the present one."""
+
+    @abstractmethod
+    def conditioned(self, step: Step, y: Array, mean: Array, spread: Array) -> Any:
+        """``mean``, ``spread`` and ``log_density`` after an observation, from the predicted law."""
 
     def _law(self) -> Any:
         law = initial_law(self.model, Step(0, 0.0, self.dt))
@@ -54,9 +63,8 @@ class OnlineLinearised(Fed, eqx.Module):
     @property
     def form(self) -> Any:
         """What the recursion carries: covariances, or factors of them."""
-        return self.method.form or (
-            "sqrt" if self._law().mean.dtype == jnp.float32 else "covariance"
-        )
+        single = self._law().mean.dtype == jnp.float32
+        return self.method.form or ("sqrt" if single else "covariance")
 
     def init(self) -> LinearisedState:
         """The state before the first observation: its mean and covariance are those of ``initial``."""
@@ -70,21 +78,37 @@ class OnlineLinearised(Fed, eqx.Module):
         self, state: LinearisedState, y: Array, inputs: Array | None, time: Array | None
     ) -> LinearisedState:
         """The state after one more observation, traced."""
-        model, rule, form = self.model, self.method.linearisation, self.form
         step, first = next_step(state, self.dt, inputs, time)
-        move = joint_law(model.transition, rule, state.mean, step, form, "transition")
-        see = joint_law(model.observation, rule, state.mean, step, form, "observation")
-        mean, spread = moved(move(step, state.mean, state.spread), form)
+        mean, spread = self.predicted(state, step)
         mean = jnp.where(first, state.mean, mean)
         spread = jnp.where(first, state.spread, spread)
-        mask = ~jnp.isnan(y)
-        y = jnp.where(mask, y, 0)
-        seen = update(see(step, mean, spread, y), mean, spread, y, mask, form)
+        new = self.conditioned(step, y, mean, spread)
         return LinearisedState(
-            mean=seen.mean,
-            covariance=seen.spread if form == "covariance" else matmul_t(seen.spread, seen.spread),
-            log_likelihood=state.log_likelihood + seen.log_density,
+            mean=new.mean,
+            covariance=new.spread
+            if self.form == "covariance"
+            else matmul_t(new.spread, new.spread),
+            log_likelihood=state.log_likelihood + new.log_density,
             index=step.index,
             time=step.time,
-            spread=seen.spread,
+            spread=new.spread,
         )
+
+
+class OnlineLinearised(NormalOnline):
+    """A linearising filter that is fed one observation at a time: see :func:`statespace.online`."""
+
+    def predicted(self, state: LinearisedState, step: Step) -> tuple[Array, Array]:
+        """Of the transition's joint moments with the state those of the next state."""
+        move = self._joint(self.model.transition, state.mean, step, "transition")
+        return moved(move(step, state.mean, state.spread), self.form)
+
+    def conditioned(self, step: Step, y: Array, mean: Array, spread: Array) -> Any:
+        """A Kalman update by the joint moments of state and observation."""
+        see = self._joint(self.model.observation, mean, step, "observation")
+        mask = ~jnp.isnan(y)
+        y = jnp.where(mask, y, 0)
+        return update(see(step, mean, spread, y), mean, spread, y, mask, self.form)
+
+    def _joint(self, conditional: Any, mean: Array, step: Step, name: str) -> Any:
+        return joint_law(conditional, self.method.linearisation, mean, step, self.form, name)
