@@ -8,44 +8,19 @@ unpickled.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from statespace.dataset_files import PackageFile, PageFile, PublicFile, locate
 from statespace.dataset_values import BEARINGS_SHA256, EARTHQUAKES, NILE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER_VARIABLE = "STATESPACE_DATA"
-
 __all__ = ["describe", "load", "names"]
-
-
-class PackageFile(NamedTuple):
-    """A file inside an installed package (this one, say), which is found without importing it."""
-
-    package: str
-    path: str
-    install: str
-
-
-class PublicFile(NamedTuple):
-    """A file at a public address, with its SHA-256."""
-
-    url: str
-    sha256: str
-
-
-class PageFile(NamedTuple):
-    """A file that is inside an archive on a public page, to be put into the user's folder by hand."""
-
-    page: str
 
 
 class Dataset(NamedTuple):
@@ -85,7 +60,7 @@ def load(name: str) -> pd.Series | pd.DataFrame:
     if name not in DATASETS:
         raise ValueError(f"no data set is called {name!r}; there are {', '.join(names())}.")
     dataset = DATASETS[name]
-    data = dataset.read(*(_locate(name, file, where) for file, where in dataset.files.items()))
+    data = dataset.read(*(locate(name, file, where) for file, where in dataset.files.items()))
     data.attrs.update(title=dataset.title, source=dataset.source)
     return data
 
@@ -104,69 +79,6 @@ def describe(name: str) -> str:
     if name not in DATASETS:
         raise ValueError(f"no data set is called {name!r}; there are {', '.join(names())}.")
     return f"{DATASETS[name].title}\nSource: {DATASETS[name].source}"
-
-
-def _locate(name: str, file: str, where: PackageFile | PublicFile | PageFile) -> Path:
-    if isinstance(where, PackageFile):
-        return _in_package(name, where)
-    if isinstance(where, PageFile):
-        return _by_hand(name, file, where)
-    return _public(name, file, where)
-
-
-def _in_package(name: str, where: PackageFile) -> Path:
-    spec = importlib.util.find_spec(where.package)
-    roots = [] if spec is None else spec.submodule_search_locations or []
-    found = [path for root in roots if (path := Path(root, where.path)).is_file()]
-    if not found:
-        missing = "is not installed" if spec is None else f"lacks the file {where.path}"
-        raise ImportError(
-            f"the data set {name!r} is a file of the package {where.package!r}, which {missing}: "
-            f"`pip install {where.install}` (with `--no-deps` if you want it for the file only)."
-        )
-    return found[0]
-
-
-def _by_hand(name: str, file: str, where: PageFile) -> Path:
-    folder = os.environ.get(FOLDER_VARIABLE)
-    if folder and (path := Path(folder).expanduser() / file).is_file():
-        return path
-    raise FileNotFoundError(
-        f"the data set {name!r} has to be fetched by hand: from {where.page} put the file "
-        f"{Path(file).name} at {file} below a folder, and name the folder in the environment variable "
-        f"{FOLDER_VARIABLE}."
-    )
-
-
-def _public(name: str, file: str, where: PublicFile) -> Path:
-    folder = os.environ.get(FOLDER_VARIABLE)
-    if folder and (path := Path(folder).expanduser() / file).is_file():
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != where.sha256:
-            raise ValueError(
-                f"{path} is not the published file of the data set {name!r}: its SHA-256 is {found}, that "
-                f"of the published one {where.sha256}; remove it to download that."
-            )
-        return path
-    by_hand = (
-        f"put {where.url} at {file} below a folder, and name the folder in the environment variable "
-        f"{FOLDER_VARIABLE}"
-    )
-    try:
-        import pooch
-    except ImportError as error:
-        raise ImportError(
-            f"the data set {name!r} is downloaded with pooch, which is not installed: `pip install pooch`; "
-            f"or {by_hand}."
-        ) from error
-    target = Path(pooch.os_cache("statespace")) / file
-    try:
-        found = pooch.retrieve(where.url, where.sha256, fname=target.name, path=target.parent)
-    except OSError as error:
-        raise ConnectionError(
-            f"the data set {name!r} could not be downloaded ({error}); try again, or {by_hand}."
-        ) from error
-    return Path(found)
 
 
 def _statsmodels(name: str) -> dict[str, PackageFile | PublicFile]:

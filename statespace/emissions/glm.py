@@ -16,18 +16,16 @@ from statespace.emissions.base import (
     Emission,
     require_channels,
     require_values,
-    visited,
 )
 from statespace.emissions.basis import Basis
-from statespace.emissions.families import FAMILIES, Family, fisher
+from statespace.emissions.families import FAMILIES, Family
+from statespace.emissions.glm_likelihood import Regression
 from statespace.emissions.newton import Curve, climb
 from statespace.model import Step
 from statespace.parameters import as_array, constant, parameter
 
 if TYPE_CHECKING:
     from numpyro.distributions import Distribution
-
-_CHUNK = 1 << 18  # numbers in the arrays of one chunk of moments: they then stay in the cache
 
 
 def _optional(value: Any) -> Array | None:
@@ -404,81 +402,6 @@ class GLM(Emission):
         if design is None:
             return jnp.broadcast_to(c[:, :, -1], (length, *c.shape[:2], c.shape[3]))
         return jnp.einsum("td,kmdq->tkmq", design, c[:, :, :-1]) + c[:, :, -1]
-
-
-class Regression(eqx.Module):
-    """Weighted observations and their regressors: the data of an M-step.
-
-    Attributes:
-        emission: whose family and link are used.
-        design: regressors of every moment of all recordings, the constant last, shape ``(n, p)``.
-        y: observations, NaN where missing, shape ``(n, m)``.
-        weights: of every moment in every state, shape ``(n, K)``.
-    """
-
-    emission: GLM
-    design: Float[Array, "n p"]
-    y: Float[Array, "n m"]
-    weights: Float[Array, "n K"]
-
-    def curve(self, coefficients: Float[Array, "K m p q"]) -> Curve:
-        """The weighted log likelihood, its gradient and Fisher information, with ``(p, q)`` flattened."""
-        k, m, p, q = coefficients.shape
-        glm, dtype = self.emission, coefficients.dtype
-        scale = glm.scale
-
-        def chunk(total: Curve, part: tuple[Array, Array, Array]) -> tuple[Curve, None]:
-            x, y, w = part
-            seen = ~jnp.isnan(y)
-            w = w[:, :, None] * seen[:, None]
-            y = jnp.where(seen, y, 0)[:, None]
-            eta = jnp.einsum("np,kmpq->nkmq", x, coefficients)
-            each = glm._family.log_prob(y, glm.natural(eta), scale)
-            statistic = jnp.broadcast_to(glm._family.statistic(y, q), eta.shape)
-            score, information = fisher(glm._family, glm.natural, statistic, eta)
-            w_score = w if scale is None else w / scale**2
-            gradient = jnp.einsum("nkmq,np->kmpq", w_score[..., None] * score, x)
-            left = (w_score[..., None, None] * information).reshape(len(x), -1)
-            outer = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
-            square = (left.T @ outer).reshape(k, m, q, q, p, p)
-            square = jnp.transpose(square, (0, 1, 4, 2, 5, 3)).reshape(k, m, p * q, p * q)
-            value = jnp.sum(jnp.where(w > 0, w * each, 0), axis=(0, 1))
-            found = Curve(value, gradient.reshape(k, m, -1), square)
-            return jax.tree.map(jnp.add, total, found), None
-
-        zero = Curve(
-            jnp.zeros(m, dtype),
-            jnp.zeros((k, m, p * q), dtype),
-            jnp.zeros((k, m, p * q, p * q), dtype),
-        )
-        return jax.lax.scan(chunk, zero, self._chunks(p * p + 8 * k * m * q * q))[0]
-
-    def scale(self, coefficients: Float[Array, "K m p q"], floor: Any) -> Float[Array, "#K m"]:
-        """Standard deviations of the residuals of a Gaussian family; at least the root of ``floor``."""
-        old = self.emission.scale
-        eta = jnp.einsum("np,kmpq->nkmq", self.design, coefficients)
-        mean = self.emission.natural(eta)[..., 0]
-        seen = ~jnp.isnan(self.y)
-        e = jnp.where(seen[:, None], jnp.nan_to_num(self.y)[:, None] - mean, 0)
-        squares = jnp.einsum("nk,nkm->km", self.weights, e**2)
-        count = self.weights.T @ seen.astype(e.dtype)
-        if len(old) < len(squares):
-            squares, count = (jnp.sum(a, axis=0, keepdims=True) for a in (squares, count))
-        some = visited(count)
-        variance = jnp.maximum(squares / jnp.where(some, count, 1), floor)
-        return jnp.where(some, jnp.sqrt(variance), old)
-
-    def _chunks(self, width: int) -> tuple[Array, Array, Array]:
-        """Design, observations and weights in chunks of equal length, the last filled up with weight 0."""
-        n = len(self.y)
-        length = min(n, max(1, _CHUNK // width))
-        count = -(-n // length)
-
-        def cut(a: Array) -> Array:
-            padded = jnp.pad(a, ((0, count * length - n), (0, 0)))
-            return padded.reshape(count, length, a.shape[1])
-
-        return cut(self.design), cut(self.y), cut(self.weights)
 
 
 def _summed(values: Float[Array, "K m p"]) -> Float[Array, " m"]:

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.conditionals import aggregates
-from statespace.emissions.glm import GLM, Regression
+from statespace.emissions.glm import GLM
+from statespace.emissions.glm_likelihood import Regression
 from statespace.learners import edges as beliefs
 from statespace.learners import em_finite
 from statespace.learners.edges import Edges, Kinds, Site
