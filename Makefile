@@ -35,10 +35,10 @@ picture: demo  ## draw the demo's figure in README.md and on the site anew
 	$(BIN)/python docs/picture.py
 
 test: lint types $(VENV)/.dev  ## check the code's form and types, and run every test
-	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.dev  ## run the tests that are not marked slow
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev  ## ruff: rules and formatting
 	$(BIN)/ruff check .

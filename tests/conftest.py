@@ -1,10 +1,19 @@
 """What every test has: the CPU, float64, a cache of compiled programs, and slow tests last."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Most of the tests' time is XLA's: thousands of small programs, each run once or twice. Compiled without
+# LLVM's optimisation and with the older code generator (gone since jaxlib 0.11) they are ready in a
+# quarter of the time. `XLA_FLAGS= make test` tests what XLA makes by itself, as the gallery does.
+_QUICK = ["--xla_backend_optimization_level=0"]
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_QUICK))
 
 # Shapes and types of every annotated function of the package, checked as it runs:
 # STATESPACE_TYPECHECK=1 make test
@@ -20,12 +29,13 @@ import pytest
 # passes float32 arrays, or runs as a user's session does with the fixture `x64_off`.
 jax.config.update("jax_enable_x64", True)
 
-# Compiled programs outlive the process: a second run of the tests spends little time compiling.
+# Compiled programs outlive the process, also the small ones: two workers share them, and a second run of
+# the tests spends little time compiling.
 _CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
