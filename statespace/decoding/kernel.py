@@ -74,8 +74,8 @@ class NadarayaWatson(Regressor):
     def __call__(self, y: Float[Array, " m"]) -> Float[Array, "..."]:
         """The response at one observation."""
         points, responses = self.found("points"), self.found("responses")
-        logs = _log_kernel(points, y, self.bandwidth, self.kernel)
-        return _mean(logs, responses, self.prior, self.average)
+        logs, shared = _log_kernel(points, y, self.bandwidth, self.kernel)
+        return _mean(logs, shared, responses, self.prior, self.average)
 
     def _best_bandwidth(self, y: Array, responses: Array) -> float:
         """By its error on each example left out: the best of a grid, refined."""
@@ -94,24 +94,42 @@ class NadarayaWatson(Regressor):
         return float(np.exp(found.x if found.fun < errors[best] else grid[best]))
 
 
-def _log_kernel(points: Array, y: Array, h: Array, kernel: str) -> Float[Array, " N"]:
-    # channels first: the sum over them is then one of long rows, and a decoder transposes its points once
+def _log_kernel(
+    points: Float[Array, "N m"], y: Float[Array, " m"], h: Float[Array, ""], kernel: str
+) -> tuple[Float[Array, " N"], Float[Array, ""]]:
+    """Logarithms of the kernel but for a number that all points share, and that number.
+
+    In double precision the product kernel is one product of a vector and a matrix, by ``|x - y|² = |x|² -
+    2 x'y + |y|²`` about the mean of the points; the last term is the number. The others cancel, but for
+    differences of logarithms to be wrong by 1e-6 points would have to lie 1e5 bandwidths apart. In single
+    precision four bandwidths would do.
+    """
+    if kernel == "product" and points.dtype == jnp.float64:
+        centre = jnp.mean(points, axis=0)
+        x, y = (points - centre) / h, (y - centre) / h
+        # laid out once by a decoder, whose points stay
+        rows = jnp.concatenate([x.T, -0.5 * jnp.sum(x**2, axis=1)[None]])
+        return jnp.append(y, jnp.ones((), y.dtype)) @ rows, -0.5 * (y @ y)
+    # channels first: the sum over them is then one of long rows
     squares = (points.T - y[:, None]) ** 2
+    zero = jnp.zeros((), squares.dtype)
     if kernel == "product":
-        return -0.5 / h**2 * jnp.sum(squares, axis=0)
-    return jax.scipy.special.logsumexp(-0.5 / h**2 * squares, axis=0) - jnp.log(len(squares))
+        return -0.5 / h**2 * jnp.sum(squares, axis=0), zero
+    logs = jax.scipy.special.logsumexp(-0.5 / h**2 * squares, axis=0)
+    return logs - jnp.log(len(squares)), zero
 
 
-def _mean(logs: Array, responses: Array, prior: float, average: Array) -> Array:
+def _mean(logs: Array, shared: Array, responses: Array, prior: float, average: Array) -> Array:
     # of all kernels the largest is made 1, so that far away something is left to divide by
     largest = jax.lax.stop_gradient(jnp.max(logs))
-    floor = jnp.log(prior) if prior > 0 else -jnp.inf
-    largest = jnp.maximum(largest, floor)
+    floor = jnp.log(prior) - shared if prior > 0 else jnp.full_like(shared, -jnp.inf)
+    largest = jnp.maximum(largest, jax.lax.stop_gradient(floor))
     weights = jnp.exp(logs - largest)
     more = jnp.exp(floor - largest)
-    rows = responses.reshape(len(responses), -1).T
-    total = (rows @ weights).reshape(average.shape) + more * average
-    return total / (jnp.sum(weights) + more)
+    # a row of ones: their weighted sum is the sum of the weights
+    flat = responses.reshape(len(responses), -1).T
+    sums = jnp.concatenate([flat, jnp.ones_like(flat[:1])]) @ weights
+    return (sums[:-1].reshape(average.shape) + more * average) / (sums[-1] + more)
 
 
 @eqx.filter_jit
@@ -120,8 +138,9 @@ def _left_out(y: Array, responses: Array, h: Array, kernel: str, prior: float) -
 
     def error(at: tuple[Array, Array, Array]) -> Array:
         i, one, response = at
-        logs = _log_kernel(y, one, h, kernel).at[i].set(-jnp.inf)
-        return jnp.sum((_mean(logs, responses, prior, average) - response) ** 2)
+        logs, shared = _log_kernel(y, one, h, kernel)
+        mean = _mean(logs.at[i].set(-jnp.inf), shared, responses, prior, average)
+        return jnp.sum((mean - response) ** 2)
 
     rows = np.unique(np.linspace(0, len(y) - 1, min(len(y), _LEFT_OUT)).round().astype(int))
     return jnp.mean(jax.lax.map(error, (rows, y[rows], responses[rows]), batch_size=_ROWS))

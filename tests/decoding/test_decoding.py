@@ -51,6 +51,28 @@ def test_kernel_regression_is_a_weighted_mean(kernel, prior):
     close(fitted(at), total / (weights.sum() + prior), atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("offset", "h"), [(0.0, 0.02), (1e6, 0.3), (np.array([1e4, 0.0, 0.0]), 0.05)]
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_kernel_regression_does_not_cancel(dtype, offset, h):
+    """Channels far from zero, points hundreds of bandwidths apart: as with differences in long arithmetic."""
+    y = (np.asarray(Y[:200], dtype) + offset).astype(dtype)
+    prior, x, at = 1e-3, STATES[:200].astype(dtype), y[50] + dtype(0.5 * h)
+    fitted = dataclasses.replace(
+        decoding.NadarayaWatson(jnp.asarray(h, dtype), prior=prior),
+        points=jnp.asarray(y),
+        responses=jnp.asarray(x),
+        average=jnp.asarray(x.mean(axis=0)),
+    )
+    apart = (y.astype(np.longdouble) - at.astype(np.longdouble)) / h
+    weights = np.exp(-0.5 * (apart**2).sum(axis=1))
+    mean = (weights @ x + prior * x.mean(axis=0)) / (weights.sum() + prior)
+    got = fitted(jnp.asarray(at))
+    assert got.dtype == dtype
+    close(got, mean.astype(float), atol=1e-9 if dtype is np.float64 else 2e-5)
+
+
 def test_kernel_regression_far_from_every_example():
     y, x = Y[:40], STATES[:40]
     far = 1e3 * np.ones(3)
