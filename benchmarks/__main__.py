@@ -23,6 +23,7 @@ FAMILIES = {
     "paris": "particle smoothing: bias and error of PaRIS and PPG; seconds of the smoothers",
     "nonlinear": "extended and unscented filters, smoothers and gradients; the iterated smoother",
     "decoding": "discriminative filters: errors of their rules, reaching; latency of online decoders",
+    "assimilation": "ensembles on Lorenz-96: error of the analysis and of the smoothed states over seeds",
     "stability": "smoothers of 100 runs of bearings in float32: how many fail, in each form",
     "newton": "nonlinear recurrences by parallel Newton: iterations by gain, time against the scan",
     "start": "import, first result in a cold process, compile time of an associative filter",
@@ -74,6 +75,7 @@ def parse(arguments: list[str]) -> harness.Options:
     add("--core", default="1", help="core to pin the process to; `all` for no pinning (default 1)")
     add("--platform", default="cpu", choices=["cpu", "gpu"])
     add("--budget", type=float, default=0.3, help="seconds of repeats for each row (default 0.3)")
+    add("--seeds", type=int, default=5, help="recordings of assimilation and decoding (default 5)")
     args = vars(parser.parse_args(arguments))
     unknown = set(args["families"]) - set(FAMILIES)
     if unknown:

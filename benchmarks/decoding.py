@@ -83,14 +83,15 @@ def synthetic(channels: int, length: int, seed: int, nonlinear: bool = False) ->
         factor = jnp.linalg.cholesky(jnp.asarray(NOISE))
         law = lambda x, step: dist.MultivariateNormal(A @ turned(x), scale_tril=factor)
     problem = Problem(np.zeros(0), np.zeros(0), H, law)
-    states = _states(nonlinear, length, jax.random.key(seed))
+    states = latent(length, jax.random.key(seed), nonlinear)
     which = rng.integers(2, size=length)
     sign, scale = 1 - 2 * which, np.asarray(SCALES)[which]
     y = sign[:, None] * (states @ H.T) + scale[:, None] * rng.normal(size=(length, channels))
     return problem._replace(states=states, y=y)
 
 
-def _states(nonlinear: bool, length: int, key: Any) -> np.ndarray:
+def latent(length: int, key: Any, nonlinear: bool = False) -> np.ndarray:
+    """States of either dynamics."""
     root = jnp.linalg.cholesky(jnp.asarray(NOISE))
     first, rest = jax.random.split(key)
 
@@ -178,15 +179,20 @@ def nonlinear_errors(channels: int, length: int, seed: int, particles: int) -> d
 
 
 def nonlinear_table(options: Options) -> list[dict]:
-    """The mean of several recordings."""
-    channels, length, runs = 100, 300 if options.quick else 1000, 1 if options.quick else 3
+    """The mean of several recordings, and each."""
+    channels, length, runs = (
+        100,
+        300 if options.quick else 1000,
+        1 if options.quick else options.seeds,
+    )
     particles = 1000 if options.quick else 10_000
     every = [nonlinear_errors(channels, length, seed, particles) for seed in range(runs)]
     print(f"\n== decoding | rotating dynamics, n = {channels}: RMSE relative to decoding zero")
     rows = []
     for name in every[0]:
         errors = [errors[name] for errors in every]
-        print(f"{name:48s}" + "".join(f"{error:8.3f}" for error in errors))
+        each = "".join(f"{error:8.3f}" for error in errors)
+        print(f"{name:48s}{np.mean(errors):8.3f}  {each}")
         rows.append({"table": "nonlinear", "n": channels, "method": name, "errors": errors})
     return rows
 
@@ -276,12 +282,25 @@ def latencies(options: Options) -> list[dict]:
 
 
 def run(options: Options) -> None:
+    from benchmarks import decoding_bernoulli, decoding_floors  # which use the problems above
+
     begin = time.perf_counter()
-    rows = latencies(options) + synthetic_table(options) + nonlinear_table(options)
-    try:
-        rows += reaching_table(options)
-    except OSError as error:
-        print(f"   (reaching: left out, {error})")
+    tables: dict[str, Callable[[], list[dict]]] = {
+        "latency": lambda: latencies(options),
+        "synthetic": lambda: synthetic_table(options),
+        "rotation": lambda: nonlinear_table(options),
+        "bernoulli": lambda: decoding_bernoulli.table(options.quick, options.seeds),
+        "floors": lambda: decoding_floors.table(options.quick, options.seeds),
+        "reaching": lambda: reaching_table(options),
+    }
+    rows = []
+    for name, table in tables.items():
+        if options.ops and name not in options.ops:
+            continue
+        try:
+            rows += table()
+        except OSError as error:
+            print(f"   ({name}: left out, {error})")
     if options.save:
         store("decoding", rows, options)
     print(f"   {time.perf_counter() - begin:.0f} s")

@@ -50,6 +50,7 @@ class Options:
     core: str = "1"
     platform: str = "cpu"
     budget: float = 0.3
+    seeds: int = 5
     worker: str | None = None
 
 

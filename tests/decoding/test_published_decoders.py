@@ -16,6 +16,9 @@ from benchmarks.decoding import (
     nonlinear_errors,
     synthetic,
 )
+from benchmarks.decoding_bernoulli import A as SLIP
+from benchmarks.decoding_bernoulli import Coins, errors, interval_moments
+from benchmarks.decoding_bernoulli import exact_regression as exact_of_coins
 from statespace import decoding
 
 # RMSE of the table, of which decoding zero has .984: n = 10, 32, 100, 316, 1000
@@ -44,6 +47,37 @@ def test_the_exact_regression_against_draws():
         np.testing.assert_allclose(mean, weight @ x, atol=5 * size)
         second = (x * weight[:, None]).T @ x - np.outer(mean, mean)
         np.testing.assert_allclose(covariance, second, atol=5 * np.sqrt(3) * size)
+
+
+def test_the_exact_regression_of_coins_against_quadrature():
+    """Three channels of each coordinate: its density on a fine grid, and the probability of what is seen."""
+    n, z = 3, np.linspace(-9, 9, 1_800_001)
+    begins = np.array([-np.inf, -0.430727299295457, 0.430727299295457])  # thirds of the normal law
+    normal = np.exp(-0.5 * z**2)
+    np.testing.assert_allclose(np.mean(interval_moments(n), axis=1), [0, 1], atol=1e-12)
+    up = np.where(z[:, None] >= begins, 1 - SLIP, SLIP)
+    for y in ([1, 0, 1], [0, 0, 1], [1, 1, 1]):
+        given = 0.5 * (
+            np.prod(np.where(y, up, 1 - up), axis=1) + np.prod(np.where(y, 1 - up, up), axis=1)
+        )
+        weight = normal * given / np.sum(normal * given)
+        mean, covariance = exact_of_coins(n)(jnp.tile(jnp.asarray(y), 2))
+        expected = weight @ z
+        np.testing.assert_allclose(mean, [expected, expected], atol=1e-5)
+        np.testing.assert_allclose(covariance, (weight @ z**2 - expected**2) * np.eye(2), atol=1e-5)
+        at = 400_000
+        got = Coins(jnp.full(2, z[at]), n).log_prob(jnp.tile(jnp.asarray(y), 2))
+        np.testing.assert_allclose(got, 2 * np.log(given[at]), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_coins_that_say_nothing_one_by_one():
+    """Clip is the best rule or equal, and better than the regression alone."""
+    few, many = (errors(n, 300, 0, 2000) for n in (3, 32))
+    for found in (few, many):
+        assert found["clip"] < found["alone"]
+        assert all(found["clip"] <= found[rule] + 0.005 for rule in RULES)
+    assert many["clip"] < 0.5 * few["clip"]
 
 
 def test_the_rules_differ_where_the_regression_is_unsure():
