@@ -256,3 +256,44 @@ def test_what_was_found_in_the_public_files():
     assert data.iloc[0]["pc0"] == 2.7462
     assert data.iloc[-1]["velocity_y"] == -0.0316
     assert as_series(data).dt == 0.1
+
+
+def test_runs_of_bearings_are_in_their_order(tmp_path, monkeypatch):
+    """Two files of three moments with hashes of their own: the tenth run comes after the second."""
+    whole = datasets.DATASETS["bearings_only"]
+    assert len(whole.files) == 100
+    runs = {run: np.float32([[run, -run], [0.1, 0.2], [0.3, 0.4]]) for run in (2, 10)}
+    (tmp_path / "bearings_only").mkdir()
+    files = {}
+    for path in whole.files:
+        for run, values in runs.items():
+            if path.endswith(f"Run{run}.npz"):
+                np.savez(tmp_path / path, data=values)
+                digest = hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()
+                files[path] = whole.files[path]._replace(sha256=digest)
+    monkeypatch.setenv("STATESPACE_DATA", str(tmp_path))
+    monkeypatch.setitem(datasets.DATASETS, "bearings_only", whole._replace(files=files))
+    data = datasets.load("bearings_only")
+    assert list(data.columns) == ["bearing0", "bearing1"]
+    assert data.index.names == ["run", "moment"]
+    assert data.index.tolist() == [(run, moment) for run in (1, 2) for moment in range(3)]
+    np.testing.assert_array_equal(data, np.concatenate(list(runs.values())))
+
+
+def test_bearings_have_the_published_noise():
+    """Half a radian in both sensors of all runs, by differences of neighbours 0.01 apart."""
+    import os
+    from pathlib import Path
+
+    folder = Path(os.environ.get("STATESPACE_DATA", ""))
+    if not (folder / "bearings_only" / "data-T8000-Run1.npz").is_file():
+        pytest.skip("STATESPACE_DATA names no folder with bearings_only")
+    data = datasets.load("bearings_only")
+    assert data.shape == (800_000, 2)
+    assert data.index[-1] == (100, 7999)
+    assert np.isfinite(data.to_numpy()).all()
+    runs = data.to_numpy().reshape(100, 8000, 2)
+    spread = np.median(np.abs(np.diff(runs, axis=1)), axis=(0, 1)) / norm.ppf(0.75) / np.sqrt(2)
+    np.testing.assert_allclose(spread, 0.5, rtol=0.02)
+    with np.load(folder / "bearings_only" / "data-T8000-Run37.npz") as held:
+        np.testing.assert_array_equal(data.loc[37], held["data"])
