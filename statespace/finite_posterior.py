@@ -109,7 +109,7 @@ class FinitePosterior(eqx.Module):
             raise ValueError("a filtered posterior has no pairs of states: use `smooth`.")
         if self.parts is not None:
             return aggregates.fold_pairs(self.aggregate, self.parts.pairs)
-        return self.filtered[:-1, :, None] * self.chain.transitions * self.ratios[1:, None, :]
+        return _pairs(self.filtered, self.chain.transitions, self.ratios)
 
     @property
     def most_likely(self) -> Int[Array, " T"]:
@@ -261,3 +261,9 @@ def _viterbi(chain: finite.Chain) -> Array:
 @eqx.filter_jit
 def _paths(chain: finite.Chain, key: PRNGKeyArray, draws: int, parallel: bool | None) -> Array:
     return finite.sample(chain, key, draws, parallel=parallel)
+
+
+@jax.jit
+def _pairs(filtered: Array, transitions: Array, ratios: Array) -> Array:
+    """Probabilities of states one after the other, ``(T-1, K, K)``."""
+    return filtered[:-1, :, None] * transitions * ratios[1:, None, :]

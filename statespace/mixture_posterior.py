@@ -7,7 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from statespace.chains import switching
 from statespace.chains.gaussian.mixtures import Components
@@ -46,8 +46,7 @@ class MixturePosterior(SwitchingPosterior):
         if self.kernels is None:
             return super().sample(key, draws)
         parts = (self.regimes, self.means, self.covariances, self.log_weights)
-        last = Components(*(x[-1] for x in parts))
-        return RegimeState(*_sample(last, self.regimes, self.kernels, key, draws, self.form))
+        return RegimeState(*_sample(parts, self.kernels, key, draws, self.form))
 
     def cut(self, size: int) -> MixturePosterior:
         """The first moments of a padded recording."""
@@ -57,4 +56,9 @@ class MixturePosterior(SwitchingPosterior):
         )
 
 
-_sample = eqx.filter_jit(switching.sample)
+@eqx.filter_jit
+def _sample(
+    parts: tuple[Array, ...], kernels: Any, key: PRNGKeyArray, draws: int, form: Any
+) -> tuple[Array, Array]:
+    last = Components(*(x[-1] for x in parts))
+    return switching.sample(last, parts[0], kernels, key, draws, form)

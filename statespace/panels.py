@@ -7,11 +7,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from statespace.labels import Labels
+from statespace.reading import on_host, to_jax
 
 
 class PanelPosterior(eqx.Module):
@@ -37,16 +36,11 @@ class PanelPosterior(eqx.Module):
             raise IndexError(f"recording {index} of a panel of {len(self)}.")
         i = index % len(self)
         size = self.lengths[i]
-        posterior = jax.tree.map(lambda x: _host(x)[i], self.padded).cut(size)
-        posterior = jax.tree.map(jnp.asarray, posterior)
+        posterior = jax.tree.map(lambda x: on_host(x)[i], self.padded).cut(size)
+        posterior = jax.tree.map(to_jax, posterior)
         inputs = None if self.inputs is None else self.inputs[i, :size]
         posterior = posterior.labelled(None if self.labels is None else self.labels[i])
         return with_components(self.model, posterior, inputs)
-
-
-def _host(x: Array) -> Any:
-    """The array for NumPy, whose slices compile nothing for each length; a traced one as it is."""
-    return x if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
 def with_components(model: Any, posterior: Any, inputs: Array | None) -> Any:

@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from statespace.reading import to_jax
+
 if TYPE_CHECKING:
     from numpyro.distributions.constraints import Constraint
 
 
 def as_array(value: Any) -> Array:
     """A floating-point array; integers become the default float type."""
-    value = jnp.asarray(value)
+    value = to_jax(value)
     return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(float)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from statespace.labels import Labels
-from statespace.reading import read_inputs
+from statespace.reading import is_traced, read_inputs, to_jax
 from statespace.series import Series, assemble
 
 
@@ -88,31 +88,30 @@ def merge(series: Series, wanted: Series) -> tuple[Series, np.ndarray]:
     rows[extra] = place[len(old) :]
 
     def both(a: Any, b: Any) -> Any:
-        return None if a is None else jnp.concatenate([a, b[extra]])[order]
+        if a is None:
+            return None
+        xp = jnp if is_traced(a) or is_traced(b) else np  # of which nothing is compiled
+        return to_jax(xp.concatenate([xp.asarray(a), xp.asarray(b)[extra]])[order])
 
     times = both(series.times, wanted.times)
+    unknown = None
+    if series.state_weights is not None:
+        states = series.state_weights.shape[1]
+        unknown = np.full((len(new), states), np.nan, series.state_weights.dtype)
     exact = np.concatenate([old, new[extra]])[order]
     gaps = np.diff(exact)
     first = gaps[:1] if len(gaps) else np.ones(1)
     regular = series.dt is not None and np.allclose(gaps, series.dt, rtol=0, atol=tolerance)
-    intervals = jnp.concatenate([first, gaps]).astype(series.times.dtype)
+    intervals = to_jax(np.concatenate([first, gaps]), series.times.dtype)
     kept = assemble(
         Series,
         y=both(series.channels, wanted.y),
         times=times,
         inputs=both(series.inputs, wanted.inputs),
         intervals=intervals,
-        state_weights=_weights(series, len(extra), order),
+        state_weights=both(series.state_weights, unknown),
         complete=series.complete if not len(extra) else False,
         dt=series.dt if regular else None,
         labels=None,
     )
     return kept, rows
-
-
-def _weights(series: Series, extra: int, order: np.ndarray) -> Any:
-    """What is known of the states, and nothing at the moments asked for."""
-    weights = series.state_weights
-    if weights is None:
-        return None
-    return jnp.pad(weights, ((0, extra), (0, 0)), constant_values=jnp.nan)[order]

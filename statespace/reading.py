@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from statespace.labels import count_moments
 
@@ -33,6 +34,24 @@ class Clock(NamedTuple):
 def is_traced(value: Any) -> bool:
     """Whether the value is known only to JAX, so that it cannot be looked at."""
     return isinstance(value, jax.core.Tracer)
+
+
+def to_jax(value: Any, dtype: Any = None) -> Any:
+    """``jnp.asarray`` without compilation: JAX 0.10 makes a program for each shape of a NumPy array.
+
+    What is put on the device is a copy, since JAX may go on reading the memory that it is given.
+    """
+    numbers = isinstance(value, list | tuple) and all(
+        type(x) in (bool, int, float) for x in jax.tree.leaves(value)
+    )
+    if numbers or (isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf"):
+        return jax.device_put(np.array(value, dtype))
+    return jnp.asarray(value, dtype)
+
+
+def on_host(x: Array) -> Any:
+    """The array for NumPy, whose slices compile nothing for each length; a traced one as it is."""
+    return x if is_traced(x) else np.asarray(x)
 
 
 def package_of(value: Any) -> str:

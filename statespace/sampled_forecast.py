@@ -70,7 +70,7 @@ class SampledForecast(eqx.Module):
             draws: how many.
         """
         args = (self.observation, self.posterior, self.steps, key, draws)
-        return observations_on_paths(*args)[:, self.rows]
+        return jnp.take(observations_on_paths(*args), self.rows, axis=1)
 
     @property
     def names(self) -> tuple[str, ...]:

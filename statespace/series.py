@@ -13,7 +13,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from statespace.labels import TIME_UNITS, Labels
-from statespace.reading import is_labelled, is_traced, read_inputs, read_times, read_values
+from statespace.reading import (
+    is_labelled,
+    is_traced,
+    on_host,
+    read_inputs,
+    read_times,
+    read_values,
+    to_jax,
+)
 
 
 class Series(eqx.Module):
@@ -94,11 +102,11 @@ class Series(eqx.Module):
         names = names if channels is None else _channel_names(channels, values)
         clock = read_times(times, index, len(values), time_unit)
         given, input_names = read_inputs(inputs, clock.index, len(values))
-        self.y = jnp.asarray(values)
+        self.y = to_jax(values)
         self.times, self.intervals = (
-            jnp.asarray(part).astype(self.y.dtype) for part in (clock.times, clock.intervals)
+            to_jax(part, self.y.dtype) for part in (clock.times, clock.intervals)
         )
-        self.inputs = None if given is None else jnp.asarray(given).astype(self.y.dtype)
+        self.inputs = None if given is None else to_jax(given, self.y.dtype)
         self.state_weights = _read_weights(state_weights, self.y)
         self.dt = clock.dt
         known = (clock.index, names, input_names)
@@ -146,10 +154,10 @@ class Series(eqx.Module):
         dtype = jnp.result_type(float) if dtype is None else dtype
         return assemble(
             Series,
-            y=jnp.full((len(times), channels), jnp.nan, dtype),
-            times=jnp.asarray(clock.times).astype(dtype),
-            inputs=None if given is None else jnp.asarray(given).astype(dtype),
-            intervals=jnp.asarray(clock.intervals).astype(dtype),
+            y=to_jax(np.full((len(times), channels), np.nan), dtype),
+            times=to_jax(clock.times, dtype),
+            inputs=None if given is None else to_jax(given, dtype),
+            intervals=to_jax(clock.intervals, dtype),
             state_weights=None,
             complete=False,
             dt=clock.dt if dt is None else dt,
@@ -199,8 +207,7 @@ class Panel(eqx.Module):
         xp = jnp if any(is_traced(leaf) for leaf in jax.tree.leaves(series)) else np
         parts = [_pad(s, longest, known[0] if known else None, xp) for s in series]
         self.y, self.times, self.intervals, self.inputs, self.state_weights = (
-            None if column[0] is None else jnp.asarray(xp.stack(column)).astype(dtype)
-            for column in zip(*parts)
+            None if column[0] is None else to_jax(xp.stack(column), dtype) for column in zip(*parts)
         )
         self.facts = tuple((s.complete, s.dt) for s in series)
         labels = tuple(s.labels for s in series)
@@ -237,14 +244,16 @@ class Panel(eqx.Module):
     @property
     def series(self) -> list[Series]:
         """The recordings, each at its own length."""
+        own = lambda x, *at: None if x is None else to_jax(on_host(x)[at])
+        channels = (0,) if self.flat else ()
         return [
             assemble(
                 Series,
-                y=self.y[i, :n, 0] if self.flat else self.y[i, :n],
-                times=self.times[i, :n],
-                inputs=None if self.inputs is None else self.inputs[i, :n],
-                intervals=self.intervals[i, :n],
-                state_weights=None if self.state_weights is None else self.state_weights[i, :n],
+                y=own(self.y, i, slice(n), *channels),
+                times=own(self.times, i, slice(n)),
+                inputs=own(self.inputs, i, slice(n)),
+                intervals=own(self.intervals, i, slice(n)),
+                state_weights=own(self.state_weights, i, slice(n)),
                 complete=self.facts[i][0],
                 dt=self.facts[i][1],
                 labels=None if self.labels is None else self.labels[i],
@@ -410,7 +419,7 @@ def _read_weights(weights: Any, y: Array) -> Array | None:
                 f"row {wrong[0]} of `state_weights` is {weights[wrong[0]]}: plausibilities are finite, not "
                 "negative and not all zero; a row of NaN says that nothing is known."
             )
-    return jnp.asarray(weights).astype(y.dtype)
+    return to_jax(weights, y.dtype)
 
 
 def _input_count(series: Series) -> int:

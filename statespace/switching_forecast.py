@@ -76,8 +76,14 @@ class SwitchingForecast(SampledForecast):
 
     def log_scores(self, y: Float[Array, "h m"]) -> Float[Array, " h"]:
         """Log density of each observation under its mixture."""
-        each = jax.vmap(lambda mean, covariance: log_density(y - mean, covariance), 1, 1)
-        return jax.nn.logsumexp(self.log_weights + each(self.means, self.covariances), axis=1)
+        return _log_scores(self.log_weights, self.means, self.covariances, y)
+
+
+@jax.jit
+def _log_scores(log_weights: Array, means: Array, laws: Array, y: Array) -> Array:
+    """Log density of each observation under its mixture."""
+    each = jax.vmap(lambda mean, covariance: log_density(y - mean, covariance), 1, 1)
+    return jax.nn.logsumexp(log_weights + each(means, laws), axis=1)
 
 
 def forecast(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -147,12 +148,8 @@ class SwitchingPosterior(RegimesAndStates):
         if self.states is not None:
             chosen = jax.random.categorical(one, self.log_weights[-1], shape=(draws,))
             return RegimeState(self.regimes.T[chosen], jnp.moveaxis(self.states, 1, 0)[chosen])
-        chosen = jax.random.categorical(one, self.log_weights, shape=(draws, len(self)))
-        every = jnp.arange(len(self))
-        factors = jax.vmap(jax.vmap(psd_factor))(self.covariances)
-        noise = jax.random.normal(two, (draws, *self.mean.shape), self.mean.dtype)
-        moved = jnp.einsum("dtij,dtj->dti", factors[every, chosen], noise)
-        return RegimeState(self.regimes[every, chosen], self.means[every, chosen] + moved)
+        parts = (self.regimes, self.means, self.covariances, self.log_weights)
+        return RegimeState(*_draw_each(*parts, one, two, draws))
 
     def labelled(self, labels: Labels | None) -> SwitchingPosterior:
         """The same with names of moments and channels."""
@@ -213,3 +210,23 @@ _OVER_TIME = (
     "log_weights",
     "states",
 )
+
+
+@partial(jax.jit, static_argnames="draws")
+def _draw_each(
+    regimes: Array,
+    means: Array,
+    covariances: Array,
+    log_weights: Array,
+    one: PRNGKeyArray,
+    two: PRNGKeyArray,
+    draws: int,
+) -> tuple[Array, Array]:
+    """Regimes and states of each moment's mixture, independent from moment to moment."""
+    count, _, n = means.shape
+    chosen = jax.random.categorical(one, log_weights, shape=(draws, count))
+    every = jnp.arange(count)
+    factors = jax.vmap(jax.vmap(psd_factor))(covariances)
+    noise = jax.random.normal(two, (draws, count, n), means.dtype)
+    moved = jnp.einsum("dtij,dtj->dti", factors[every, chosen], noise)
+    return regimes[every, chosen], means[every, chosen] + moved

@@ -20,6 +20,7 @@ from statespace.methods.particle_checks import require_possible
 from statespace.model import check_key, check_model
 from statespace.panels import PanelPosterior, with_components
 from statespace.prediction import merge, query
+from statespace.reading import to_jax
 from statespace.series import Panel, Series, as_data
 from statespace.simulation import states_and_observations
 
@@ -247,7 +248,7 @@ def forecast(
         raise TypeError("`forecast` takes one recording: call it for each of a panel.")
     wanted = query(series, steps, times, inputs)
     merged, rows = merge(series.drop_labels(), wanted)
-    made = _forecast(model, merged, jnp.asarray(rows), method)
+    made = _forecast(model, merged, to_jax(rows), method)
     _reported(method, model, merged, made)
     return made.at(wanted.times, wanted.labels)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 
 from statespace.methods.hoisting import in_two
 from statespace.model import Step
+from statespace.reading import is_traced
 from statespace.series import Series, assemble
 
 State = TypeVar("State")
@@ -89,7 +91,9 @@ class _Prepared:
         call = self.calls.get(key)
         if call is None:
             prepare, run = _compiled(self.model, self.arrays, key, args)
-            with jax.ensure_compile_time_eval():  # what is kept must not be of a trace that ends
+            # what is kept must not be of a trace that ends
+            within = jax.ensure_compile_time_eval if is_traced(jnp.zeros(())) else nullcontext
+            with within():
                 call = self.calls[key] = run, prepare(self.arrays)
         run, values = call
         return run(values, *args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -127,17 +128,17 @@ class MixtureFilter(eqx.Module):
         name = type(self).__name__
         conditionals(model, name, linear=False)
         series = data.series[0] if isinstance(data, Panel) else data
-        step, m = at(steps_of(series)[0], 0), series.channels.shape[1]
+        step = jax.eval_shape(lambda: at(steps_of(series)[0], 0))
+        m = series.channels.shape[1]
         law = self._law(model, series)
         shape = jax.eval_shape(law.first, step).mean.shape
         n = shape[1]
         self.size(model)
-        zero = jnp.zeros(n, law.dtype), jnp.eye(n, dtype=law.dtype)
+        state, seen = (jax.ShapeDtypeStruct((size,), law.dtype) for size in (n, m))
+        spread = jax.ShapeDtypeStruct((n, n), law.dtype)
         for k in range(law.regimes):
-            moves = jax.eval_shape(lambda k=k: law.moves(k, step, *zero)).matrix.shape
-            sees = jax.eval_shape(
-                lambda k=k: law.sees(k, step, *zero, jnp.zeros(m, law.dtype))
-            ).matrix.shape
+            moves = jax.eval_shape(partial(law.moves, k), step, state, spread).matrix.shape
+            sees = jax.eval_shape(partial(law.sees, k), step, state, spread, seen).matrix.shape
             if moves != (n, n):
                 raise ValueError(
                     f"`transition` of the model gives in regime {k} states of {moves[0]} coordinates from "
@@ -183,7 +184,8 @@ class MixtureFilter(eqx.Module):
         laws = components._replace(spread=covariances(components.spread, law.form))
         if kind == "smoothed":
             back = switching.all_kernels(law, components, steps_of(series)[0])
-            laws = switching.smooth(made, back, law.form)
+            seen = ~jnp.isnan(series.channels).all(axis=1)
+            laws = switching.smooth(made, back, seen, law.form)
         weights = jnp.exp(laws.log_weights)
         mean, covariance = jax.vmap(mixture_moments)(weights, laws.mean, laws.spread)
         here = laws.regime[..., None] == jnp.arange(law.regimes)

@@ -54,6 +54,9 @@ class MixtureOnline(Fed, eqx.Module):
 
     def init(self) -> MixtureOnlineState:
         """The state before the first observation: its components are those of ``initial``."""
+        return _initial(self)
+
+    def _begin(self) -> MixtureOnlineState:
         arrays = jax.tree.leaves(eqx.filter(self.model, eqx.is_inexact_array))
         dtype = jnp.result_type(float if not arrays else arrays[0].dtype, *arrays)
         law, size = self.method.law(self.model, dtype), self.method.size(self.model)
@@ -84,6 +87,11 @@ class MixtureOnline(Fed, eqx.Module):
         now = switching.observe(law, predicted, step, y, size)
         total = state.log_likelihood + now.pointwise
         return _state(law, now.components, total, step.index, step.time)
+
+
+@eqx.filter_jit
+def _initial(online: MixtureOnline) -> MixtureOnlineState:
+    return online._begin()
 
 
 def _state(

@@ -24,6 +24,7 @@ from statespace.models.checks import (
 )
 from statespace.models.starting import least_squares_autoregression, principal_components
 from statespace.parameters import as_array, parameter
+from statespace.reading import on_host, to_jax
 
 
 def _scales(value: Array) -> str:
@@ -234,4 +235,5 @@ class SwitchingLinearGaussian(eqx.Module):
     def _of(self, regime: int, *names: str) -> list[Any]:
         """The arrays of one regime."""
         values = [getattr(self, name) for name in names]
-        return [None if v is None else v[regime if len(v) > 1 else 0] for v in values]
+        row = lambda v: to_jax(on_host(v)[regime if len(v) > 1 else 0])
+        return [None if v is None else row(v) for v in values]
