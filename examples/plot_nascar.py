@@ -23,8 +23,9 @@ regime = np.asarray(states.regime)
 
 # %%
 # Learning needs a start. ``from_principal_components`` gives the observations a plane to come from;
-# ``VariationalEM`` then learns a linear model, finds regimes in its smoothed states by an autoregressive
-# hidden Markov model, and goes on from both. What it raises is a lower bound of the log likelihood.
+# ``VariationalEM`` then learns a linear model, guesses regimes from its smoothed states, once by clusters of
+# places and moves and once by an autoregressive hidden Markov model, and goes on from both. What it raises is
+# a lower bound of the log likelihood; the guess that ends higher is kept.
 
 start = ss.RecurrentSwitchingLinearGaussian.from_principal_components(seen, 4, 2)
 fitted = ss.fit(start, seen, learner=ss.VariationalEM(iterations=50, tolerance=0.5), key=key)

@@ -17,12 +17,16 @@ from jaxtyping import Array, Float, Int
 from statespace.conditionals.factorial import FactorialKernel
 from statespace.conditionals.finite import FiniteKernel, FiniteTransition, SoftmaxKernel
 from statespace.conditionals.jump import RateMatrix
+from statespace.conditionals.recurrent import RecurrentKernel
 from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.learners.likelihood import log_likelihood
 from statespace.learners.posterior_result import PosteriorResult
 from statespace.learners.priors import log_prior
 from statespace.learners.problem import Problem, moved
 from statespace.learners.result import FitResult
+from statespace.learners.switching_regressions import OF_LINEAR
+from statespace.methods.structured_variational import StructuredVariational
+from statespace.models.switching import SwitchingLinearGaussian
 from statespace.parameters import Frozen, parameters, replace
 from statespace.series import assemble
 from statespace.verbs import smooth
@@ -40,14 +44,14 @@ _FIXED = {
 }
 _UNKNOWN = (
     "it takes transitions that are a matrix, a matrix of rates (RateMatrix) or driven by inputs "
-    "(SoftmaxKernel)."
+    "(SoftmaxKernel), and the regimes of SwitchingLinearGaussian and RecurrentSwitchingLinearGaussian."
 )
 
 
 def relabel(
     model: Labelled, *, by: Any = None, reference: Any = None, data: Any = None
 ) -> Labelled:
-    """The same model with its states in another order.
+    """The same model with its states, or regimes, in another order.
 
     States are put in increasing order of a statistic, or each is matched with a state of a reference so that
     they agree best over all (Hungarian method). Draws from a posterior are put in order one by one, which
@@ -55,12 +59,14 @@ def relabel(
 
     Args:
         model: a model of finitely many states whose transition is a matrix, a matrix of rates or driven by
-            inputs; or the result of a learner, draws included.
-        by: the name of a parameter of the emission, averaged over its other axes; or a function
-            ``model -> (K,)``.
-        reference: a model (or result) with the same parameters, whose emission is to be matched; or a path of
+            inputs; a switching linear model, whose regimes are put in order; or the result of a learner,
+            draws included.
+        by: the name of a parameter of the emission, averaged over its other axes (of a switching model: of
+            its dynamics or observation); or a function ``model -> (K,)``.
+        reference: a model (or result) with the same parameters, whose emission is to be matched (of a
+            switching model dynamics and observation, in the same coordinates of the state); or a path of
             states, shape ``(T,)`` (of a panel a list of them), which is compared with the smoothed states of
-            ``data``.
+            ``data``, of a switching model by :class:`~statespace.StructuredVariational`.
         data: the recordings of a reference path.
 
     Returns:
@@ -212,7 +218,8 @@ def _overlap(model: Any, path: Any, data: Any) -> Float[np.ndarray, "K K"]:
     """For how long each state of a path (rows) is each of ours (columns), by the smoothed probabilities."""
     if data is None:
         raise ValueError("`reference` is a path of states: give the recordings as `data`.")
-    posterior = smooth(model, data)
+    switching = isinstance(_bare(model), SwitchingLinearGaussian)
+    posterior = smooth(model, data, method=StructuredVariational() if switching else None)
     parts = [posterior] if hasattr(posterior, "probs") else list(posterior)
     paths = [path] if len(parts) == 1 and np.ndim(path[0]) == 0 else list(path)
     total: Any = 0.0
@@ -238,52 +245,78 @@ def _bare(model: Any) -> Any:
 
 
 def _check_kernel(model: Any) -> None:
-    kernel = model.transition
+    kernel = _kernel(model)
     matrix = isinstance(kernel, FiniteKernel) and not callable(kernel.probs)
-    if matrix or isinstance(kernel, SoftmaxKernel | RateMatrix):
+    if matrix or isinstance(kernel, SoftmaxKernel | RateMatrix | RecurrentKernel):
         return
     why = next((text for kind, text in _FIXED.items() if isinstance(kernel, kind)), _UNKNOWN)
     raise TypeError(f"`relabel` cannot reorder the states of {type(kernel).__name__}: {why}")
 
 
+def _kernel(model: Any) -> Any:
+    """The law of the next state; of a switching model that of the next regime."""
+    inner = _bare(model)
+    return inner.kernel if isinstance(inner, SwitchingLinearGaussian) else inner.transition
+
+
 def _emission_names(model: Any) -> list[str]:
-    observation, inner = model.observation, _bare(model)
+    """Parameters that tell the states apart: of the emission, or of the linear model of each regime."""
+    inner = _bare(model)
+    if isinstance(inner, SwitchingLinearGaussian):
+        return [name for name in parameters(model) if name in OF_LINEAR]
+    observation = model.observation
     field = next((f for f in vars(inner) if getattr(inner, f) is observation), None)
     return [name for name in parameters(model) if field and name.startswith(field + ".")]
 
 
 def _rearrangements(model: Any) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
     """For each parameter the function that puts its value, given an order of the states, in that order."""
-    kernel, states = model.transition, _states(model)
+    kernel, states = _kernel(model), _states(model)
     seen = set(_emission_names(model))
     out: dict[str, Any] = {}
     for name, value in parameters(model).items():
         if name in seen:
             out[name] = partial(_reordered, int(len(value) == states))
-        elif not name.startswith("transition."):
+        elif not name.startswith(("transition.", "kernel.")):
             out[name] = partial(_reordered, 1)
         elif isinstance(kernel, RateMatrix):
             out[name] = lambda rates, order: kernel.with_rates(rates).reordered(order).rates
+        elif isinstance(kernel, RecurrentKernel):
+            out[name] = partial(_of_kernel, kernel, name.removeprefix("kernel."))
         else:
             out[name] = partial(_reordered, 2)
     return out
 
 
+def _of_kernel(
+    kernel: RecurrentKernel, name: str, value: np.ndarray, order: np.ndarray
+) -> np.ndarray:
+    """A parameter of the law of recurrent regimes, with these in another order."""
+    return getattr(replace(kernel, {name: jnp.asarray(value)}).reordered(order), name)
+
+
 def _states(model: Any) -> int:
-    kernel = model.transition
+    kernel = _kernel(model)
     if isinstance(kernel, RateMatrix):
         return kernel.states
+    if isinstance(kernel, RecurrentKernel):
+        return kernel.regimes
     return len(kernel.probs if isinstance(kernel, FiniteKernel) else kernel.logits)
 
 
 def _symmetric(model: Any) -> bool:
     """Whether no probability is zero for good."""
-    kernel = model.transition
+    kernel = _kernel(model)
     if isinstance(kernel, RateMatrix) and kernel.edges != tuple(
         permutations(range(kernel.states), 2)
     ):
         return False
-    modules = (kernel, _bare(model), model.observation)
+    modules = (
+        kernel,
+        _bare(model),
+        getattr(_bare(model), "initial_probs", None),
+        model.observation,
+    )
     patterns = [getattr(module, "possible", None) for module in modules]
     return all(np.all(p) for p in patterns if p is not None)
 
@@ -298,7 +331,7 @@ def _permuted(node: Any, order: np.ndarray, states: int, square: bool) -> Any:
         return node[order][:, order] if square else node[order]
     if not isinstance(node, eqx.Module):
         return node
-    if isinstance(node, RateMatrix):
+    if isinstance(node, RateMatrix | RecurrentKernel):
         return node.reordered(order)
     fields = {}
     for field in dataclasses.fields(node):

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -199,3 +200,52 @@ def test_draws(key):
 def test_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(model())
+
+
+SWITCHING = {
+    "initial_probs": [0.5, 0.3, 0.2],
+    "matrix": np.array([0.9, 0.2, 0.6])[:, None, None] * np.eye(2),
+    "offset": [[3.0, 0.0], [-3.0, 1.0], [0.0, -2.0]],
+    "scale": [[0.2, 0.3]],
+    "observation_matrix": [[[1.0, 0.2], [0.0, 1.0]]],
+    "observation_scale": [[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]],
+}
+WEIGHTS = [[1.0, 0.5], [-1.0, 0.0], [0.3, 2.0]]
+
+
+@pytest.mark.parametrize("previous", [1, 3])
+def test_regimes_of_a_recurrent_model(previous):
+    """Every conditional is that of the regime that a place was given to; shared arrays stay."""
+    logits = np.arange(9.0).reshape(3, 3)[:previous]
+    model = ss.RecurrentSwitchingLinearGaussian(logits=logits, weights=WEIGHTS, **SWITCHING)
+    order = [1, 2, 0]
+    new = ss.relabel(model, by="matrix")
+    for k, old in enumerate(order):
+        np.testing.assert_array_equal(new.matrix[k], model.matrix[old])
+        np.testing.assert_array_equal(new.observation_scale[k], model.observation_scale[old])
+        state, step = jnp.array([0.3, -0.7]), ss.Step(1, 1.0, 1.0)
+        got = new.kernel.probs(jnp.asarray(k), state, step)
+        want = model.kernel.probs(jnp.asarray(old), state, step)
+        np.testing.assert_allclose(got, want[jnp.array(order)], rtol=1e-12)
+    np.testing.assert_array_equal(new.initial_probs.probs, [0.3, 0.2, 0.5])
+    np.testing.assert_array_equal(new.scale, model.scale)
+    back = ss.relabel(ss.freeze(new, "matrix"), reference=model)
+    for name, value in ss.parameters(model).items():
+        np.testing.assert_array_equal(ss.parameters(back)[name], value)
+
+
+def test_regimes_of_a_chain_and_of_a_path():
+    model = ss.SwitchingLinearGaussian(transition=0.3 * A + 0.7 * np.eye(3), **SWITCHING)
+    drawn = ss.simulate(model, 60, key=jax.random.key(4))
+    names = np.array([2, 0, 1])
+    path = names[np.asarray(drawn.states.regime)]
+    new = ss.relabel(model, reference=path, data=drawn.y)
+    for old, k in enumerate(names):
+        np.testing.assert_array_equal(new.offset[k], model.offset[old])
+    order = np.argsort(names)
+    np.testing.assert_allclose(new.kernel.probs, model.kernel.probs[np.ix_(order, order)])
+    with pytest.raises(ValueError, match="no parameter of the emission"):
+        ss.relabel(model, by="kernel.probs")
+    parts = ss.Model(model.initial, model.transition, model.observation)
+    with pytest.raises(TypeError, match="regimes of SwitchingLinearGaussian"):
+        ss.relabel(parts, by="matrix")

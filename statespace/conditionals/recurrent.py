@@ -81,6 +81,12 @@ class RecurrentKernel(eqx.Module):
             )
         return self.logits + self.input_weights @ step.inputs
 
+    def reordered(self, order: Int[Array, " K"]) -> RecurrentKernel:
+        """The same law with the regimes in another order."""
+        rows = self.logits[order] if len(self.logits) > 1 else self.logits
+        driven = None if self.input_weights is None else self.input_weights[order]
+        return RecurrentKernel(rows[:, order], self.weights[order], driven)
+
     def log_probs(
         self, regime: Int[Array, ""], state: Float[Array, " n"], step: Step
     ) -> Float[Array, " K"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,29 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from statespace.chains import finite, gaussian, structured
-from statespace.emissions.autoregressive import Autoregressive
+from statespace.chains import structured
 from statespace.learners import switching_regressions as m_step
-from statespace.learners.em import EM
+from statespace.learners import switching_starts as beginnings
 from statespace.learners.em_finite import bare as thawed
-from statespace.learners.likelihood import bare, each_recording, recordings
+from statespace.learners.likelihood import bare
 from statespace.learners.priors import Priors, checked_priors, log_prior
 from statespace.learners.problem import Problem, check_start, not_finite, with_values
 from statespace.learners.progress import bar
-from statespace.learners.result import ConvergenceWarning, FitResult
-from statespace.methods.forward_backward import ForwardBackward
-from statespace.methods.kalman import Kalman
+from statespace.learners.result import FitResult
 from statespace.methods.structured_variational import StructuredVariational
-from statespace.models.hmm import HMM
 from statespace.models.switching import SwitchingLinearGaussian
-from statespace.parameters import freeze, parameters, replace
-from statespace.series import Panel, Series, as_data
+from statespace.parameters import parameters, replace
+from statespace.series import Series
 
 _BLOCK = 10  # iterations in one call of the compiled loop
 _RUNNING, _CONVERGED, _NOT_FINITE = 0, 1, 2
-_LINEAR_ITERATIONS = 50
-_REGIME_ITERATIONS = 100
-_REGIME_STARTS = 6
 
 
 class VariationalEM(eqx.Module):
@@ -47,8 +39,10 @@ class VariationalEM(eqx.Module):
     between regimes, is moved by climbing the bound. Missing entries, inputs of the regimes' law, frozen
     parameters and panels are supported; a sticky chain is a Dirichlet prior of ``kernel.probs``.
 
-    The bound has many maxima, so the start decides. The warm start learns a linear model by EM, then the
-    regimes as an autoregressive hidden Markov model of its smoothed states, and begins with both.
+    The bound has many maxima, so the start decides. A warm start learns a linear model by EM, guesses regimes
+    from its smoothed states, and begins with both. There are two guesses, of which now the one and now the
+    other is better: clusters of where the state is and how it moves on, and the regimes of an autoregressive
+    hidden Markov model. Both are tried unless `starts` says otherwise, and the higher bound decides.
 
     Args:
         iterations: at most so many.
@@ -57,7 +51,8 @@ class VariationalEM(eqx.Module):
             the noise of; so that no regime collapses on a few moments.
         warm_start: whether to start as above; if not, and where a result is given to go on from, the start
             is the model as it is.
-        starts: how many warm starts to make, from different regimes; the highest end is kept.
+        starts: how many warm starts to make, by the two guesses in turn, each time with another key; the end
+            of the highest bound is kept. None: one by each guess.
         progress: whether to show a progress bar; None: when it takes more than a few seconds.
 
     Raises:
@@ -77,12 +72,12 @@ class VariationalEM(eqx.Module):
     tolerance: float = eqx.field(static=True, default=1e-2)
     floor: float = eqx.field(static=True, default=1e-6)
     warm_start: bool = eqx.field(static=True, default=True)
-    starts: int = eqx.field(static=True, default=1)
+    starts: int | None = eqx.field(static=True, default=None)
     progress: bool | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         for name in ("iterations", "starts"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(
                     f"`{name}` of VariationalEM must be at least 1, got {getattr(self, name)}."
                 )
@@ -91,7 +86,7 @@ class VariationalEM(eqx.Module):
                 raise ValueError(
                     f"`{name}` of VariationalEM must not be negative, got {getattr(self, name)}."
                 )
-        if self.starts > 1 and not self.warm_start:
+        if self.starts not in (None, 1) and not self.warm_start:
             raise ValueError("VariationalEM(starts=...) makes warm starts: leave `warm_start` on.")
 
     @property
@@ -135,10 +130,12 @@ class VariationalEM(eqx.Module):
                 "set `warm_start=False`, and give a model whose regimes differ."
             )
         floors = _floors(problem, self.floor)
-        ends = []
-        for own in jax.random.split(key, self.starts) if warm else [None]:
-            values, q = _begin(problem) if own is None else _warm(problem, own, floors)
-            ends.append(self._run(problem, values, q, floors))
+        if warm:
+            keys = jax.random.split(key, self.starts or 2)
+            begun = beginnings.warm(problem, keys, floors)
+        else:
+            begun = iter([_begin(problem)])
+        ends = [self._run(problem, values, q, floors) for values, q in begun]
         best = int(np.argmax([np.nan_to_num(trace[-1], nan=-np.inf) for _, trace, _ in ends]))
         state, trace, _ = ends[best]
         if not np.isfinite(trace[-1]):
@@ -160,7 +157,7 @@ class VariationalEM(eqx.Module):
             trace=np.asarray(trace),
             uncertainty=None,
             _problem=problem,
-            starts=tuple(np.asarray(t) for _, t, _ in ends) if self.starts > 1 else None,
+            starts=tuple(np.asarray(t) for _, t, _ in ends) if len(ends) > 1 else None,
         ).warn_unless_converged()
 
     def _run(
@@ -226,7 +223,7 @@ def _iterate(
             q = structured.sweep(chain, renewed, form)
             return q, m_step.moments(thawed(model), series, chain.within, q)
 
-        q, found = _each(problem, one, s.q)
+        q, found = beginnings.each(problem, one, s.q)
         density = jnp.sum(q.bound) + log_prior(model, problem.priors)
         density = density.astype(s.density.dtype)
         gain = density - s.density
@@ -246,20 +243,11 @@ def _iterate(
     return jax.lax.while_loop(goes_on, iteration, state)
 
 
-def _each(problem: Problem, function: Any, *args: Any) -> Any:
-    """``function`` of every recording, with a leading axis of recordings."""
-    series, _ = recordings(problem.data)
-    if isinstance(problem.data, Panel):
-        return each_recording(function, problem.model, problem.method, series, *args)
-    first = jax.tree.map(lambda x: x[0], args)
-    return jax.tree.map(lambda x: x[None], function(problem.data, *first))
-
-
 @eqx.filter_jit
 def _begin(problem: Problem) -> tuple[dict[str, Array], structured.Structured]:
     """The model as it is, and its mean field."""
     one = lambda s: problem.method.infer(problem.method.lower(problem.model, s))[0]
-    return parameters(problem.model, frozen=False), _each(problem, one)
+    return parameters(problem.model, frozen=False), beginnings.each(problem, one)
 
 
 def _floors(problem: Problem, share: float) -> dict[str, Array]:
@@ -274,128 +262,3 @@ def _floors(problem: Problem, share: float) -> dict[str, Array]:
     dtype = model.matrix.dtype
     least = {"observation": seen, "transition": state, "initial": state}
     return {label: jnp.asarray(share * v, dtype) for label, v in least.items()}
-
-
-# the warm start: a linear model, then an autoregressive hidden Markov model of its states -------------
-
-
-def _warm(
-    problem: Problem, key: PRNGKeyArray, floors: dict[str, Array]
-) -> tuple[dict[str, Array], structured.Structured]:
-    """Parameters and a mean field from a linear model and the regimes of its states."""
-    states = _linear_states(problem, floors)
-    probs, pairs = _regimes(problem, states, key, floors)
-    return _joined(problem, states, probs, pairs, floors)
-
-
-def _linear_states(problem: Problem, floors: dict[str, Array]) -> structured.States:
-    """Smoothed states of a linear model: the mean of the regimes, learned by EM."""
-    model = thawed(problem.model)
-    mean = lambda x: x if x is None else jnp.mean(x, axis=0, keepdims=True)
-    whole = {name: mean(getattr(model, name)) for name in m_step.OF_LINEAR}
-    linear: Any = m_step.linear(_Parts(**whole))
-    held = [other for name, other in m_step.OF_LINEAR.items() if name not in problem.names]
-    held = [name for name in held if name in parameters(linear)]
-    if held:
-        linear = freeze(linear, *held)
-    if parameters(linear, frozen=False):
-        least = float(min(floors["observation"], floors["transition"]))
-        learner = EM(iterations=_LINEAR_ITERATIONS, tolerance=0.1, floor=least, progress=False)
-        linear = _quietly(learner, linear, problem.data, None).model
-    return _smoothed(problem, linear)
-
-
-class _Parts(eqx.Module):
-    """The arrays of a switching model."""
-
-    matrix: Array
-    offset: Array | None
-    scale: Array
-    observation_matrix: Array
-    observation_offset: Array | None
-    observation_scale: Array
-    initial_mean: Array
-    initial_scale: Array
-
-
-@eqx.filter_jit
-def _smoothed(problem: Problem, linear: Any) -> structured.States:
-    def one(series: Series) -> structured.States:
-        chain, how = Kalman().lower(linear, series)
-        smoothed = gaussian.smooth(chain, **how)
-        return structured.States(smoothed.mean, smoothed.covariance, smoothed.lag_one)
-
-    return _each(problem, one)
-
-
-def _regimes(
-    problem: Problem, states: structured.States, key: PRNGKeyArray, floors: dict[str, Array]
-) -> tuple[Array, Array]:
-    """Probabilities of regimes, and of pairs, in an autoregressive hidden Markov model of the states."""
-    count = thawed(problem.model).regimes
-    lengths = problem.data.lengths if isinstance(problem.data, Panel) else [states.mean.shape[1]]
-    paths = [np.asarray(x)[:size] for x, size in zip(states.mean, lengths)]
-    before = np.concatenate([x[:-1] for x in paths])
-    rest = np.concatenate([x[1:] for x in paths]) - before
-    n = before.shape[1]
-    each = lambda part: np.repeat(part[None], count, axis=0)
-    noise = np.cov(rest.T).reshape(n, n) + float(floors["transition"]) * np.eye(n)
-    leaving = 0.1 / (count - 1)
-    model = HMM(
-        None,
-        np.full((count, count), leaving) + (0.9 - leaving) * np.eye(count),
-        Autoregressive(
-            each(np.eye(n)[None]), each(rest.mean(axis=0)), each(np.linalg.cholesky(noise))
-        ),
-    )
-    data = as_data(paths if len(paths) > 1 else paths[0])
-    learner = EM(
-        iterations=_REGIME_ITERATIONS,
-        tolerance=0.1,
-        floor=float(floors["transition"]),
-        starts=_REGIME_STARTS,
-        progress=False,
-    )
-    found = _quietly(learner, model, data, key).model
-    return _finite(Problem(found, bare(data), {}, ForwardBackward()), states.mean.shape[1])
-
-
-@eqx.filter_jit
-def _finite(problem: Problem, size: int) -> tuple[Array, Array]:
-    def one(series: Series) -> tuple[Array, Array]:
-        chain = problem.method.lower(problem.model, series)
-        smoothed = finite.smooth(chain, parallel=False)
-        return smoothed.probs, finite.pairs(chain, smoothed)
-
-    probs, pairs = _each(problem, one)
-    return probs, pairs
-
-
-@eqx.filter_jit
-def _joined(
-    problem: Problem,
-    states: structured.States,
-    probs: Array,
-    pairs: Array,
-    floors: dict[str, Array],
-) -> tuple[dict[str, Array], structured.Structured]:
-    """The parameters that fit states and regimes, and both as a mean field."""
-    model = thawed(problem.model)
-
-    def one(series: Series, *given: Any) -> tuple[structured.Structured, m_step.Moments]:
-        chain, _ = problem.method.lower(model, series)
-        states, probs, pairs = given
-        q = structured.unknown(chain)._replace(states=states, probs=probs, pairs=pairs)
-        return q, m_step.moments(model, series, chain.within, q)
-
-    q, found = _each(problem, one, states, probs, pairs)
-    values = parameters(problem.model, frozen=False)
-    return values | m_step.maximise(problem.model, problem, found, floors), q
-
-
-def _quietly(learner: EM, model: Any, data: Any, key: PRNGKeyArray | None) -> FitResult:
-    """A fit that is only a start, and need not have converged."""
-    method = ForwardBackward() if isinstance(model, HMM) else Kalman()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return learner.fit(model, data, key=key, method=method)

@@ -69,8 +69,9 @@ TRUTH = ss.RecurrentSwitchingLinearGaussian(
 )
 
 
-def test_bound_never_falls_and_what_is_frozen_stays():
-    """A panel with gaps, a prior, a noise that regimes share, frozen observations, and the way on."""
+@pytest.mark.parametrize("warm", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_bound_never_falls_and_what_is_frozen_stays(warm):
+    """A panel with gaps, a prior, a noise that regimes share, frozen observations."""
     each = [np.array(ss.simulate(TRUTH, t, key=jax.random.key(t)).y) for t in (90, 60)]
     each[0][20, 1] = np.nan
     each[1][30] = np.nan
@@ -79,17 +80,18 @@ def test_bound_never_falls_and_what_is_frozen_stays():
     )
     known = ("observation_matrix", "observation_offset")
     values = {name: getattr(TRUTH, name) for name in known} | {"scale": start.scale[:1]}
+    begin = start if warm else TRUTH
     start = ss.RecurrentSwitchingLinearGaussian(
         start.initial_probs.probs,
         start.kernel.logits,
         start.kernel.weights,
-        start.matrix,
+        0.9 * begin.matrix,
         observation_scale=start.observation_scale,
-        offset=start.offset,
+        offset=begin.offset,
         **values,
     )
     model, priors = ss.freeze(start, *known), {"kernel.weights": dist.Normal(0.0, 3.0)}
-    learner = ss.VariationalEM(iterations=25, tolerance=0.0)
+    learner = ss.VariationalEM(iterations=25, tolerance=0.0, warm_start=warm)
     got = ss.fit(model, each, learner=learner, priors=priors, key=KEY)
     rounding = 1e-9 * np.abs(got.trace).max()
     assert np.all(np.diff(got.trace) >= -rounding)
@@ -141,10 +143,14 @@ def agreement(path, found, regimes):
 
 
 @pytest.mark.slow
-def test_the_race_track_is_found_and_foreseen():
-    """Regimes recovered at 95 % of the moments; 200 moments ahead foreseen better than by a linear model."""
-    truth = ss.RecurrentSwitchingLinearGaussian.nascar(key=jax.random.key(10))
-    states, y = ss.simulate(truth, 900, key=jax.random.key(11))
+@pytest.mark.parametrize("seed", [10, 20, 30])
+def test_the_race_track_is_found_and_foreseen(seed):
+    """Regimes recovered at 95 % of the moments; 200 moments ahead foreseen better than by a linear model.
+
+    Of seed 10 the autoregressive guess ends higher, of the others the clusters.
+    """
+    truth = ss.RecurrentSwitchingLinearGaussian.nascar(key=jax.random.key(seed))
+    states, y = ss.simulate(truth, 900, key=jax.random.key(seed + 1))
     seen, regime = y[:700], np.asarray(states.regime)[:700]
     model = ss.RecurrentSwitchingLinearGaussian.from_principal_components(seen, 4, 2)
     fitted = ss.fit(model, seen, learner=ss.VariationalEM(iterations=50), key=KEY)
