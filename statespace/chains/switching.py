@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from statespace.chains.gaussian.covariances import predict, root
 from statespace.chains.gaussian.mixtures import (
@@ -204,18 +204,25 @@ def all_kernels(law: Law, components: Components, steps: Any) -> Kernels:
     return jax.vmap(lambda c, s: kernels(law, c, s))(before, later)
 
 
-def smooth(made: Moment, back: Kernels, form: Form) -> Components:
+def smooth(made: Moment, back: Kernels, seen: Bool[Array, " T"], form: Form) -> Components:
     """The filter's components given all observations, with covariances in either form.
 
     Each component of a moment is followed back to the candidates that were merged in it, which share its
     weight in proportion to what they make of its smoothed mean (expectation correction: Barber 2006, section
     3; without that factor Kim 1994), and each of these by its backward kernel to the component that it came
     from. Where none were merged this is the exact smoother.
+
+    Args:
+        made: the filter.
+        back: the backward kernels.
+        seen: whether anything was observed at each moment. From the last that was on, the filter stays as it
+            is: nothing is to be said of the future by what was merged there.
+        form: of filter and kernels.
     """
     components = made.components
 
     def moment(after: Components, at: tuple) -> tuple[Components, Components]:
-        here, group, kernel = at
+        here, group, kernel, more = at
         size = len(here.log_weights)
         group = jnp.broadcast_to(group, (len(group), size))  # where components were mixed, B is 1
         ends = jax.tree.map(lambda x: x[group], after)
@@ -234,13 +241,15 @@ def smooth(made: Moment, back: Kernels, form: Form) -> Components:
             here.regime[parent], flat(means), flat(laws), share + ends.log_weights.ravel()
         )
         merged = collapse(candidates, parent, size, "covariance")
+        merged = jax.tree.map(lambda a, b: jnp.where(more, a, b), merged, here)
         merged = merged._replace(regime=here.regime)
         return merged, merged
 
+    more = jnp.cumsum(seen[::-1])[::-1][1:] > 0
     filtered = components._replace(spread=covariances(components.spread, form))
     last = jax.tree.map(lambda x: x[-1], filtered)
     before = jax.tree.map(lambda x: x[:-1], filtered)
-    _, rest = jax.lax.scan(moment, last, (before, made.group[1:], back), reverse=True)
+    _, rest = jax.lax.scan(moment, last, (before, made.group[1:], back, more), reverse=True)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), rest, last)
 
 

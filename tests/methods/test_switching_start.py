@@ -1,4 +1,4 @@
-"""Switching models that start from nothing known: a wide first law against exactly diffuse Kalman filters."""
+"""Both ends of recordings of switching models: starts from nothing known, and nothing observed any more."""
 
 import itertools
 
@@ -75,3 +75,15 @@ def test_diffuse_start_is_refused_with_the_remedy(method):
         ValueError, match=f"{name} weighs .* diffuse in some directions in regime 0"
     ):
         ss.online(flat, method=method).init()
+
+
+@pytest.mark.parametrize("method", [ss.GaussianSum(3), ss.InteractingMultipleModel()])
+def test_after_the_last_observation_the_smoother_is_the_filter(method):
+    """There is nothing more to know, whatever was merged: forecasts are the filter's."""
+    y = np.concatenate([Y[:4], [np.nan, np.nan]])
+    proper = model(ss.Gaussian([0.0, 0.0], [3.0, 3.0]))
+    smoothed, filtered = (verb(proper, y, method=method) for verb in (ss.smooth, ss.filter))
+    for name in ("mean", "covariance", "probs", "means"):
+        got, want = getattr(smoothed, name), getattr(filtered, name)
+        np.testing.assert_allclose(got[3:], want[3:], atol=1e-12)
+    assert np.abs(smoothed.mean[2] - filtered.mean[2]).max() > 0.01
