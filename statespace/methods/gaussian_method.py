@@ -99,14 +99,15 @@ class GaussianMethod(eqx.Module):
         lowered: Lowered,
         kind: Any,
         run: gaussian.Forward | None = None,
+        smoothed: gaussian.Smoothed | None = None,
     ) -> GaussianPosterior:
-        """The law of the states of a chain that has been made, and perhaps been run forward already."""
+        """The law of the states of a chain that has been made, and perhaps been run already, both ways."""
         chain, how = lowered
         run = forward(chain, **how) if run is None else run
         state: Any
         filtered = state = gaussian.filtered_by(chain, run, how["form"])
         if kind == "smoothed":
-            state = gaussian.smoothed_by(chain, run, **how)
+            state = gaussian.smoothed_by(chain, run, **how) if smoothed is None else smoothed
         return GaussianPosterior(
             mean=state.mean,
             covariance=state.covariance,

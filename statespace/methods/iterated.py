@@ -15,9 +15,10 @@ from statespace import angles
 from statespace.chains import gaussian
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.forward import covariances
+from statespace.chains.gaussian.forward import forward as forward_pass
 from statespace.linearisation import Linearisation, Taylor, lower_factor
 from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
-from statespace.methods.implicit import fixed_point
+from statespace.methods.implicit import fixed_point, like
 from statespace.methods.linearised import (
     Nominal,
     Start,
@@ -111,7 +112,14 @@ class IteratedSmoother(GaussianMethod):
 
     def lower(self, model: Any, series: Series) -> Lowered:
         """The chain of the model made affine at the fixed point."""
-        return self._solve(model, series)[0]
+        return self._solve(model, series).lowered
+
+    def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:
+        """That of the model made affine at the fixed point."""
+        found = self._solve(model, series)
+        chain, how = found.lowered
+        value = found.passes.smoothed.log_likelihood
+        return like(value, lambda: gaussian.log_likelihood(chain, **how))
 
     def beginning(self, model: Any, series: Series) -> Lowered:
         """The chain of the model made affine along the filter's way."""
@@ -121,9 +129,10 @@ class IteratedSmoother(GaussianMethod):
 
     def posterior(self, model: Any, series: Series, kind: Any) -> GaussianPosterior:
         """The law of the states, with how the iteration ended as its ``convergence``."""
-        lowered, convergence = self._solve(model, series)
-        posterior = self.posterior_of(model, series, lowered, kind)
-        return dataclasses.replace(posterior, convergence=convergence)
+        found = self._solve(model, series)
+        passes = like(found.passes, lambda: _passes(*found.lowered))
+        posterior = self.posterior_of(model, series, found.lowered, kind, *passes)
+        return dataclasses.replace(posterior, convergence=found.convergence)
 
     def online(self, model: Any, dt: float) -> Any:
         """Refused: it needs the whole recording.
@@ -135,21 +144,42 @@ class IteratedSmoother(GaussianMethod):
             "IteratedSmoother needs the whole recording: use ExtendedKalman() or SigmaPointKalman() online."
         )
 
-    def _solve(self, model: Any, series: Series) -> tuple[Lowered, Convergence]:
+    def _solve(self, model: Any, series: Series) -> _Solved:
         start = started(model, series, self.form, type(self).__name__)
         how = {"form": start.form, "parallel": in_parallel(self.parallel, series)}
         problem = _Problem(model, start, self.linearisation)
-
-        def smooth(chain: gaussian.Chain) -> Nominal:
-            smoothed = gaussian.smooth(chain, **how)
-            return Nominal(smoothed.mean, smoothed.covariance)
-
+        passes = jax.jit(lambda chain: _passes(chain, how))  # traced once for all its uses
         run = forward(model, start, self.linearisation)
         begin = Nominal(run.means.filtered[..., 0], covariances(run.gains.filtered, start.form))
-        states, convergence = _iterate(self, problem, smooth, begin)
-        once = lambda states: smooth(problem.chain(states))
+        states, convergence, last = _iterate(self, problem, passes, begin)
+        once = lambda states: passes(problem.chain(states)).states
         states = fixed_point(once, states, _ROUNDS)
-        return Lowered(problem.chain(states), how), convergence
+        return _Solved(Lowered(problem.chain(states), how), convergence, last)
+
+
+class _Passes(NamedTuple):
+    """A chain run forward and backward."""
+
+    run: gaussian.Forward
+    smoothed: gaussian.Smoothed
+
+    @property
+    def states(self) -> Nominal:
+        """The smoothed ones."""
+        return Nominal(self.smoothed.mean, self.smoothed.covariance)
+
+
+def _passes(chain: gaussian.Chain, how: dict[str, Any]) -> _Passes:
+    run = forward_pass(chain, **how)
+    return _Passes(run, gaussian.smoothed_by(chain, run, **how))
+
+
+class _Solved(NamedTuple):
+    """The chain at the fixed point, how the iteration ended, and values (alone) of the chain's passes."""
+
+    lowered: Lowered
+    convergence: Convergence
+    passes: _Passes
 
 
 class _Problem(NamedTuple):
@@ -209,63 +239,83 @@ class _Search(NamedTuple):
     weight: Array
     iteration: Array
     change: Array
-    going: Array
+    moving: Array  # whether the states are still to move
+    last: _Passes  # over the chain at the states, once they do not
+    done: Array
 
 
 def _iterate(
-    method: IteratedSmoother, problem: _Problem, smooth: Callable, begin: Nominal
-) -> tuple[Nominal, Convergence]:
+    method: IteratedSmoother, problem: _Problem, passes: Callable, begin: Nominal
+) -> tuple[Nominal, Convergence, _Passes]:
+    """States that no longer move, and the passes over the chain there.
+
+    These are one more turn of the same loop, so that the program has one copy of them; but steps held back
+    are those of another chain.
+    """
     damped = method.damping is not None
+    held_back = method.damping == "levenberg-marquardt"
     dtype = begin.mean.dtype
     tolerance = jnp.maximum(method.tolerance, 10 * jnp.finfo(dtype).eps)
 
-    def attempt(s: _Search) -> tuple[Nominal, Array, Array]:
-        """The next states, their cost, and the next weight of the damping."""
+    def attempt(s: _Search) -> tuple[Nominal, Array, Array, _Passes]:
+        """The next states, their cost, the next weight of the damping, and passes at the present states."""
         chain = problem.chain(s.states)
-        if method.damping == "levenberg-marquardt":
-            new = smooth(_held_back(chain, s.states, s.weight, problem.start.form))
+        if held_back:
+            chain = _held_back(chain, s.states, s.weight, problem.start.form)
+            new = passes(chain).states
             cost = problem.cost(new.mean)
-            return new, cost, jnp.where(cost <= s.cost, s.weight / 10, s.weight * 10)
-        new = smooth(chain)
+            return new, cost, jnp.where(cost <= s.cost, s.weight / 10, s.weight * 10), s.last
+        found = passes(chain)
+        new = found.states
         if not damped:
-            return new, s.cost, s.weight
+            return new, s.cost, s.weight, found
         step = new.mean - s.states.mean
         ascends = lambda c: ~(problem.cost(s.states.mean + c * step) <= s.cost) & (c > 1e-4)
-        c = jax.lax.while_loop(ascends, lambda c: c / 2, jnp.ones((), dtype))
+        c = jax.lax.while_loop(
+            lambda c: s.moving & ascends(c), lambda c: c / 2, jnp.ones((), dtype)
+        )
         new = new._replace(mean=s.states.mean + c * step)
-        return new, problem.cost(new.mean), s.weight
+        return new, problem.cost(new.mean), s.weight, found
 
     def body(s: _Search) -> _Search:
-        new, cost, weight = attempt(s)
+        new, cost, weight, last = attempt(s)
         sd = jnp.sqrt(jnp.maximum(jnp.diagonal(new.spread, axis1=1, axis2=2), 0))
         moved = jnp.abs(new.mean - s.states.mean)
         known = sd == 0  # what is no number is not known, and makes the change no number
         change = jnp.max(jnp.where(known, 0, moved / jnp.where(known, 1, sd)))
-        better = cost <= s.cost if damped else jnp.isfinite(change)
-        states = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, s.states)
+        better = s.moving & (cost <= s.cost if damped else jnp.isfinite(change))
+        # a step that was refused although it was this small can only have failed by rounding
+        going = (change > tolerance) & (weight < 1e16) & jnp.isfinite(change)
+        iteration = s.iteration + s.moving
+        moving = s.moving & going & (iteration < method.iterations)
         return _Search(
-            states=states,
+            states=jax.tree.map(lambda a, b: jnp.where(better, a, b), new, s.states),
             cost=jnp.where(better, cost, s.cost),
             weight=weight,
-            iteration=s.iteration + 1,
-            change=change,
-            # a step that was refused although it was this small can only have failed by rounding
-            going=(change > tolerance) & (weight < 1e16) & jnp.isfinite(change),
+            iteration=iteration,
+            change=jnp.where(s.moving, change, s.change),
+            moving=moving,
+            last=last,
+            done=~moving if held_back else ~s.moving,
         )
 
+    unknown = lambda x: jnp.full(x.shape, jnp.nan, x.dtype)
     start = _Search(
         states=begin,
         cost=problem.cost(begin.mean) if damped else jnp.asarray(jnp.nan, dtype),
         weight=jnp.asarray(1e-2, dtype),
         iteration=jnp.asarray(0),
         change=jnp.asarray(jnp.inf, dtype),
-        going=jnp.asarray(True),
+        moving=jnp.asarray(True),
+        last=jax.tree.map(unknown, jax.eval_shape(passes, problem.chain(begin))),
+        done=jnp.asarray(False),
     )
-    end = jax.lax.while_loop(lambda s: s.going & (s.iteration < method.iterations), body, start)
+    end = jax.lax.while_loop(lambda s: ~s.done, body, start)
+    last = passes(problem.chain(end.states)) if held_back else end.last
     cost = end.cost
     if not damped and isinstance(method.linearisation, Taylor):
         cost = problem.cost(end.states.mean)
-    return end.states, Convergence(end.iteration, end.change, end.change <= tolerance, cost)
+    return end.states, Convergence(end.iteration, end.change, end.change <= tolerance, cost), last
 
 
 def _held_back(

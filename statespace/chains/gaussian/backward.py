@@ -24,7 +24,7 @@ from statespace.chains.batching import batch_last
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import factorise_moments, root
 from statespace.chains.gaussian.forward import Forward, absorb_mask, covariances, pulls
-from statespace.chains.gaussian.means import Adjoint, adjoint_pass, compose
+from statespace.chains.gaussian.means import Adjoint, adjoint_pass, compose, in_two_rounds
 from statespace.chains.gaussian.types import Chain, Form
 from statespace.chains.moments import scan_moments, vmap_moments
 
@@ -169,17 +169,15 @@ def _columns(last: Array, gain: Array, filtered: Array, ahead: Array, parallel: 
         return _sequential_columns(gain.shape[0])(last, gain, filtered, ahead)
     maps = jnp.concatenate([gain, jnp.zeros_like(gain[:1])])
 
-    def solve(shift: Array) -> Array:
-        return prefix_scan(compose, (maps, shift), reverse=True)[1]
-
     def step(g: Array, m: Array, p: Array, after: Array) -> Array:
         return m + la.matmul(g, after - p)
 
-    start = filtered - vmap_moments(la.matmul, gain, ahead)
-    columns = solve(jnp.concatenate([start, last[None]]))
-    # one round of refinement recovers what cancels in the products of gains
-    gap = vmap_moments(step, gain, filtered, ahead, columns[1:]) - columns[:-1]
-    return columns + solve(jnp.concatenate([gap, jnp.zeros_like(last)[None]]))
+    def correction(columns: Array) -> Array:
+        now = vmap_moments(step, gain, filtered, ahead, columns[1:])
+        gap = jnp.concatenate([now, last[None]]) - columns
+        return prefix_scan(compose, (maps, gap), reverse=True)[1]
+
+    return in_two_rounds(correction, jnp.zeros((len(maps), *last.shape), last.dtype))
 
 
 @cache

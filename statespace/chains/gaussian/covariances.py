@@ -54,15 +54,20 @@ def covariance_pass(chain: Chain, form: Form, parallel: bool) -> Gains:
 # one step ------------------------------------------------------------------------------------------
 
 
-def update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
-    """``(P, H, R) -> (filtered, gain, factor)``, or with a site's precision for H."""
+def update(
+    kind: type, form: Form, seldom: bool = False
+) -> Callable[..., tuple[Array, Array, Array]]:
+    """``(P, H, R) -> (filtered, gain, factor)``, or with a site's precision for H.
+
+    ``seldom`` says that it is to be a small program rather than a fast one: see ``algebra.tria``.
+    """
 
     def observed_covariance(p: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
         w = la.matmul_t(p, h)
         return condition(p, la.transpose(w), la.matmul(h, w) + r, form)
 
     def observed_sqrt(u: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
-        return condition(u, la.matmul(h, u), r, form)
+        return condition(u, la.matmul(h, u), r, form, seldom)
 
     def site_sqrt(u: Array, precision: Array, _: Array) -> tuple[Array, Array, Array]:
         inner = la.symmetric(la.t_matmul(u, la.matmul(precision, u)))
@@ -79,7 +84,9 @@ def update(kind: type, form: Form) -> Callable[..., tuple[Array, Array, Array]]:
     return site_sqrt if form == "sqrt" else site_covariance
 
 
-def condition(p: Array, cross: Array, own: Array, form: Form) -> tuple[Array, Array, Array]:
+def condition(
+    p: Array, cross: Array, own: Array, form: Form, seldom: bool = False
+) -> tuple[Array, Array, Array]:
     """Filtered covariance (or factor), gain and innovation factor, from the joint law with the observation.
 
     Args:
@@ -87,6 +94,7 @@ def condition(p: Array, cross: Array, own: Array, form: Form) -> tuple[Array, Ar
         cross: ``Cov(y, x)``, shape ``(m, n)``; in the "sqrt" form ``Cov(y, z)`` with ``x = m + U z``.
         own: ``Cov(y)``; in the "sqrt" form the columns that make ``[cross, own]`` a factor of it.
         form: which of the two.
+        seldom: whether it is to be a small program rather than a fast one.
     """
     if form == "covariance":
         factor = la.cholesky(own)
@@ -96,7 +104,7 @@ def condition(p: Array, cross: Array, own: Array, form: Form) -> tuple[Array, Ar
     own = jnp.broadcast_to(own, (*own.shape[:2], *cross.shape[2:]))
     zero = jnp.zeros((n, own.shape[1], *cross.shape[2:]), cross.dtype)
     above, below = (jnp.concatenate(row, axis=1) for row in ([cross, own], [p, zero]))
-    full = la.tria(jnp.concatenate([above, below], axis=0))
+    full = la.tria(jnp.concatenate([above, below], axis=0), seldom)
     factor, across = full[:m, :m], full[m:, :m]
     return full[m:, m:], la.transpose(la.solve_lower_t(factor, la.transpose(across))), factor
 
@@ -109,13 +117,13 @@ def root(p: Array) -> Array:
     return vectors * jnp.sqrt(jnp.maximum(values, 0))
 
 
-def predict(p: Array, f: Array, q: Array, form: Form) -> Array:
+def predict(p: Array, f: Array, q: Array, form: Form, seldom: bool = False) -> Array:
     """``F P F^T + Q``, or its factor."""
     if form == "covariance":
         return la.sandwich(f, p) + q
     fu = la.matmul(f, p)
     q = jnp.broadcast_to(q, (*q.shape[:2], *fu.shape[2:]))
-    return la.tria(jnp.concatenate([fu, q], axis=1))
+    return la.tria(jnp.concatenate([fu, q], axis=1), seldom)
 
 
 # sequential ----------------------------------------------------------------------------------------
@@ -253,7 +261,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
     f, p, steps = chain.transitions, chain.potentials, length(chain)
     kind = Sites if isinstance(p, Sites) else Observed
     h, r = (p.precision, p.precision) if isinstance(p, Sites) else (p.matrix, p.noise)
-    one = update(kind, form)
+    one = update(kind, form, seldom=True)
     n = f.matrix.shape[1]
     p0 = chain.initial.noise
     p0 = full_carry(p0, form, *_shape(p0, f.matrix, f.noise, h, r))
@@ -261,7 +269,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
     def element(f: Array, q: Array, h: Array, r: Array) -> tuple[Array, Array, Array]:
         """The law of x_t given x_{t-1} and the potential at t, and what the potential says of x_{t-1}."""
         if form == "sqrt":
-            q = la.tria(q)
+            q = la.tria(q, seldom=True)
         filtered, gain, factor = one(q, h, r)
         a = f - la.matmul(gain, la.matmul(h, f))
         if kind is Observed:
@@ -290,7 +298,7 @@ def _parallel(chain: Chain, form: Form) -> Gains:
     _, filtered, _ = prefix_scan(combine, elements)
 
     def ahead(p: Array, f: Array, q: Array) -> Array:
-        return predict(p, f, q, form)
+        return predict(p, f, q, form, seldom=True)
 
     predicted = p0[None]
     if steps > 1:
@@ -317,7 +325,7 @@ def factorise_moments(function: Callable, *arrays: Array) -> Any:
 def _square(z: Array) -> Array:
     """An ``(n, n)`` factor of ``z z^T``."""
     n, m = z.shape
-    return jnp.pad(z, ((0, 0), (0, n - m))) if m <= n else la.tria(z)
+    return jnp.pad(z, ((0, 0), (0, n - m))) if m <= n else la.tria(z, seldom=True)
 
 
 def _combine_covariance(first: tuple, second: tuple) -> tuple[Array, Array, Array]:
@@ -348,11 +356,12 @@ def _combine_sqrt(first: tuple, second: tuple) -> tuple[Array, Array, Array]:
                 jnp.concatenate([z2, jnp.zeros_like(z2)], axis=1),
             ],
             axis=0,
-        )
+        ),
+        seldom=True,
     )
     x11, x21, x22 = full[:n, :n], full[n:, :n], full[n:, n:]
     w = la.transpose(la.solve_lower(x11, la.transpose(u1)))  # U1 X11^{-T}
     a = la.matmul(a2, a1 - la.matmul(w, la.t_matmul(x21, a1)))
-    u = la.tria(jnp.concatenate([la.matmul(a2, w), u2], axis=1))
-    z = la.tria(jnp.concatenate([la.t_matmul(a1, x22), z1], axis=1))
+    u = la.tria(jnp.concatenate([la.matmul(a2, w), u2], axis=1), seldom=True)
+    z = la.tria(jnp.concatenate([la.t_matmul(a1, x22), z1], axis=1), seldom=True)
     return a, u, z

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -95,34 +96,37 @@ def _is_small(mean: Array, f: Array, b: Array, h: Array, r: Array, fk: Array) ->
 
 
 def _parallel_means(mean: Array, f: Array, b: Array, h: Array, r: Array, fk: Array) -> Array:
-    """Prefixes of affine maps; one round of refinement recovers what cancels in their products."""
-    c = mean.shape[1]
+    """Prefixes of affine maps; a second round recovers what cancels in their products."""
     if r.shape[0] == 1:
         return mean[None]
     h, r, fk = h[:-1] if len(h) > 1 else h, r[:-1], fk[:-1]
+    maps = vmap_moments(lambda f, h, fk: f - la.matmul(fk, h), f, h, fk)
+    maps = jnp.concatenate([jnp.zeros_like(maps[:1]), maps])
 
-    def closed(f: Array, b: Array, h: Array, r: Array, fk: Array) -> tuple[Array, Array]:
-        return f - la.matmul(fk, h), la.matmul(fk, first_column(r, c)) + first_column(b, c)
+    def correction(predicted: Array) -> Array:
+        ahead = vmap_moments(_ahead, predicted[:-1], f, b, h, r, fk)
+        gap = jnp.concatenate([mean[None], ahead]) - predicted
+        return prefix_scan(compose, (maps, gap))[1]
 
-    a, u = vmap_moments(closed, f, b, h, r, fk)
-    a = jnp.concatenate([jnp.zeros_like(a[:1]), a])
+    return in_two_rounds(correction, jnp.zeros((len(maps), *mean.shape), mean.dtype))
 
-    def solve(first: Array, u: Array) -> Array:
-        """x_0 = first, x_{t+1} = A_t x_t + u_t."""
-        return prefix_scan(compose, (a, jnp.concatenate([first[None], u])))[1]
 
-    def gap(m: Array, f: Array, b: Array, h: Array, r: Array, fk: Array, following: Array) -> Array:
-        return _ahead(m, f, b, h, r, fk) - following
-
-    predicted = solve(mean, u)
-    gaps = vmap_moments(gap, predicted[:-1], f, b, h, r, fk, predicted[1:])
-    return predicted + solve(jnp.zeros_like(mean), gaps)
+def in_two_rounds(correction: Callable[[Array], Array], start: Array) -> Array:
+    """``x + correction(x)``, twice."""
+    once = lambda x, _: (x + correction(x), None)
+    return jax.lax.scan(once, start, None, length=2)[0]
 
 
 def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
     """``x -> A2 (A1 x + b1) + b2``."""
     (a1, b1), (a2, b2) = first, second
     return la.matmul(a2, a1), la.matmul(a2, b1) + b2
+
+
+def compose_moments(first: tuple, second: tuple) -> tuple[Array, Array, Array]:
+    """The same, with ``P -> A2 (A1 P A1^T + C1) A2^T + C2`` beside it."""
+    (a1, b1, c1), (a2, b2, c2) = first, second
+    return la.matmul(a2, a1), la.matmul(a2, b1) + b2, la.sandwich(a2, c1) + c2
 
 
 class Adjoint(NamedTuple):
@@ -214,13 +218,7 @@ def _parallel_adjoint(f: Array, closed: Array, pull: Array, information: Array) 
     back = vmap_moments(lambda a, f: la.t_matmul(a, la.transpose(f)), closed[:-1], f)
     end = jnp.zeros((1, *back.shape[1:]), back.dtype)
     maps = jnp.concatenate([back, end])  # r_t = h_t + A_t r_{t+1}
-    r = prefix_scan(compose, (maps, pull), reverse=True)[1]
-
-    def congruence(first: tuple, second: tuple) -> tuple[Array, Array]:
-        (a1, n1), (a2, n2) = first, second
-        return la.matmul(a2, a1), la.sandwich(a2, n1) + n2
-
-    n = prefix_scan(congruence, (maps, information), reverse=True)[1]
+    _, r, n = prefix_scan(compose_moments, (maps, pull, information), reverse=True)
     r_after = vmap_moments(la.t_matmul, f, r[1:])
     n_after = vmap_moments(lambda f, n: la.sandwich(la.transpose(f), n), f, n[1:])
     return Adjoint(
