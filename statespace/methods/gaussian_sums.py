@@ -244,9 +244,9 @@ class InteractingMultipleModel(MixtureFilter):
     Needs all three conditionals to be :class:`~statespace.Switching`; those of the regimes affine Gaussian,
     or made so by ``linearisation``. The regimes must not depend on the state. Missing entries, irregular
     times and inputs are supported. The smoother merges likewise, and weighs what it merges by how well it
-    leads to the smoothed next state (Barber 2006, expectation correction).
-    It is less robust than the filter: where regimes have little noise and are far from linear, as turns at an
-    unknown rate are, its errors can grow backward in time beyond the filter's. Compare the two.
+    leads to the smoothed next state (Barber 2006, expectation correction). It is less robust than the filter:
+    where regimes have little noise and are far from linear, as turns at an unknown rate are, its errors can
+    grow backward in time beyond the filter's. Compare the two.
 
     Args:
         linearisation: the rule by which conditionals that are not affine are made so, round each law.
@@ -284,8 +284,8 @@ class GaussianSum(MixtureFilter):
     Needs all three conditionals to be :class:`~statespace.Switching`; those of the regimes affine Gaussian,
     or made so by ``linearisation``. The regimes must not depend on the state. Missing entries, irregular
     times and inputs are supported. The smoother follows each component back to those that were merged in it
-    (expectation correction: Barber 2006), and can like that of :class:`InteractingMultipleModel` be worse than
-    the filter where regimes with little noise are far from linear.
+    (expectation correction: Barber 2006); where regimes with little noise are far from linear it can be worse
+    than the filter, as that of :class:`InteractingMultipleModel`.
 
     Args:
         components: N, at least the number of regimes.
