@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from statespace.chains import structured
+from statespace.chains.switching_expectations import Regimes, expected_log_transitions
 from statespace.conditionals.finite import FiniteKernel
 from statespace.learners import em_finite, expectations, regressions
 from statespace.learners.climbing import climb
@@ -210,8 +211,8 @@ def _kernel(model: Any, problem: Problem, found: Moments) -> dict[str, Array]:
         steps, varies = steps_of(series)
         later = jax.tree.map(lambda x: x[1:], steps)
         scores, weights = regime_scores(kernel, later, varies)
-        regimes = structured.Regimes(found.first[0], scores, weights)
-        logs = structured.expected_log_transitions(regimes, mean, covariance)
+        regimes = Regimes(found.first[0], scores, weights)
+        logs = expected_log_transitions(regimes, mean, covariance)
         return jnp.sum(jnp.where(pairs > 0, pairs * jnp.where(pairs > 0, logs, 0), 0))
 
     series = recordings(problem.data)[0]

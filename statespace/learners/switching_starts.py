@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from statespace.chains import finite, gaussian, structured
+from statespace.chains.switching_expectations import States
 from statespace.conditionals.recurrent import RecurrentKernel
 from statespace.emissions.autoregressive import Autoregressive
 from statespace.learners import switching_regressions as m_step
@@ -62,7 +63,7 @@ def warm(
         yield joined(problem, states, probs, pairs, floors)
 
 
-def linear_states(problem: Problem, floors: dict[str, Array]) -> structured.States:
+def linear_states(problem: Problem, floors: dict[str, Array]) -> States:
     """Smoothed states of a linear model: the mean of the regimes, learned by EM."""
     model = thawed(problem.model)
     mean = lambda x: x if x is None else jnp.mean(x, axis=0, keepdims=True)
@@ -93,17 +94,17 @@ class _Parts(eqx.Module):
 
 
 @eqx.filter_jit
-def _smoothed(problem: Problem, linear: Any) -> structured.States:
-    def one(series: Series) -> structured.States:
+def _smoothed(problem: Problem, linear: Any) -> States:
+    def one(series: Series) -> States:
         chain, how = Kalman().lower(linear, series)
         smoothed = gaussian.smooth(chain, **how)
-        return structured.States(smoothed.mean, smoothed.covariance, smoothed.lag_one)
+        return States(smoothed.mean, smoothed.covariance, smoothed.lag_one)
 
     return each(problem, one)
 
 
 def autoregressive_regimes(
-    problem: Problem, states: structured.States, key: PRNGKeyArray, floors: dict[str, Array]
+    problem: Problem, states: States, key: PRNGKeyArray, floors: dict[str, Array]
 ) -> tuple[Array, Array]:
     """Probabilities of regimes, and of pairs, in an autoregressive hidden Markov model of the states."""
     count = thawed(problem.model).regimes
@@ -146,9 +147,7 @@ def _finite(problem: Problem, size: int) -> tuple[Array, Array]:
 
 
 @eqx.filter_jit
-def clustered_regimes(
-    problem: Problem, states: structured.States, key: PRNGKeyArray
-) -> tuple[Array, Array]:
+def clustered_regimes(problem: Problem, states: States, key: PRNGKeyArray) -> tuple[Array, Array]:
     """Probabilities of regimes, and of pairs, from k-means of where the state is and how it moves on.
 
     An autoregressive model of the states knows nothing of places; where regimes depend on the state, they are
@@ -168,7 +167,7 @@ def clustered_regimes(
 @eqx.filter_jit
 def joined(
     problem: Problem,
-    states: structured.States,
+    states: States,
     probs: Array,
     pairs: Array,
     floors: dict[str, Array],

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from statespace.chains import finite, gaussian, structured
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.moments import compensated_sum, vmap_moments
+from statespace.chains.switching_expectations import Law, Regimes
 from statespace.conditionals.finite import Categorical
 from statespace.conditionals.recurrent import RecurrentKernel
 from statespace.conditionals.switching import RegimeState, Switching
@@ -148,7 +149,7 @@ class StructuredVariational(eqx.Module):
         some = jnp.any(seen, axis=1)
         within = jnp.flip(jnp.cumsum(jnp.flip(some))) > 0
         chain = structured.SwitchingChain(
-            structured.Regimes(jnp.asarray(initial.kernel.probs), scores, weights),
+            Regimes(jnp.asarray(initial.kernel.probs), scores, weights),
             jax.tree.map(lambda x: x[None], _start(initial, at(steps, 0))),
             stack(lambda s: _of_regimes(transition, count, s), later, varies),
             law,
@@ -367,7 +368,7 @@ def conditionals(model: Any) -> tuple[Switching, Switching, Switching]:
     return model.initial, model.transition, model.observation
 
 
-def _start(initial: Switching, step: Step) -> structured.Law:
+def _start(initial: Switching, step: Step) -> Law:
     """The law of the first state in every regime."""
     laws = [initial_law(_Part(initial.of(k)), step) for k in range(initial.regimes)]
     if any(law.diffuse is not None for law in laws):
@@ -377,7 +378,7 @@ def _start(initial: Switching, step: Step) -> structured.Law:
         )
     n = laws[0].mean.shape[0]
     white = [whitening(noise(law, "covariance")) for law in laws]
-    return structured.Law(
+    return Law(
         jnp.zeros((len(laws), n, 0), laws[0].mean.dtype),
         jnp.stack([law.mean for law in laws]),
         jnp.stack([w for w, _ in white]),
@@ -385,11 +386,11 @@ def _start(initial: Switching, step: Step) -> structured.Law:
     )
 
 
-def _of_regimes(part: Switching, count: int, step: Step) -> structured.Law:
+def _of_regimes(part: Switching, count: int, step: Step) -> Law:
     """The laws of all regimes at one step."""
     laws = [part.of(k).at(step) for k in range(count)]
     white = [whitening(noise(law, "covariance")) for law in laws]
-    return structured.Law(
+    return Law(
         jnp.stack([law.matrix for law in laws]),
         jnp.stack([law.offset for law in laws]),
         jnp.stack([w for w, _ in white]),
@@ -408,11 +409,11 @@ def whitening(covariance: Float[Array, "d d"]) -> tuple[Float[Array, "d d"], Flo
 def _without_missing(
     observation: Switching,
     count: int,
-    law: structured.Law,
+    law: Law,
     steps: Step,
     varies: Step,
     seen: Bool[Array, "T m"],
-) -> structured.Law:
+) -> Law:
     """The laws of what was seen: a missing entry has a zero row of the whitener, and no density."""
     covariances = lambda s: jnp.stack(
         [noise(observation.of(k).at(s), "covariance") for k in range(count)]

@@ -11,6 +11,7 @@ import scipy.stats
 
 import statespace as ss
 from statespace.chains import structured
+from statespace.chains.switching_expectations import Regimes, expected_log_transitions
 
 SV = ss.StructuredVariational(tolerance=1e-10)
 F = np.array([[[0.9, 0.2], [-0.2, 0.9]], [[0.5, 0.0], [0.3, -0.6]]])
@@ -193,10 +194,8 @@ def test_tilted_bound_is_above_the_expected_log_sum_exp():
         covariance = spread * np.array([[1.0, 0.3], [0.3, 0.5]])
         x = mean + grid @ np.linalg.cholesky(covariance).T
         want = np.sum(mass[:, None] * jax.nn.log_softmax(scores + x @ weights.T, axis=1), axis=0)
-        regimes = structured.Regimes(
-            jnp.ones(3) / 3, jnp.asarray(scores)[None], jnp.asarray(weights)
-        )
-        expected = jax.jit(structured.expected_log_transitions)
+        regimes = Regimes(jnp.ones(3) / 3, jnp.asarray(scores)[None], jnp.asarray(weights))
+        expected = jax.jit(expected_log_transitions)
         got = expected(regimes, jnp.asarray(mean)[None], covariance[None])
         np.testing.assert_array_less(got[0, 0], want)
         np.testing.assert_allclose(got[0, 0], want, atol=close)
