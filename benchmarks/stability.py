@@ -8,7 +8,7 @@ but for rounding, or where positions are on average farther than 0.1 from those 
 square-root form.
 Published failures (log likelihoods that are NaN, associative scans on a GPU): iterated cubature in covariance
 form 19 % at T = 80 and 100 % from T = 100 on, in square-root form 0 to 2 %; iterated extended 0 to 2 %, 0 %.
-With ``--extra`` also the associative scans, which compile for minutes.
+With ``--extra`` also the associative scans.
 """
 
 from __future__ import annotations

@@ -119,5 +119,7 @@ plt.show()
 # %%
 # The published failures were those of another computation: an iterated cubature smoother by associative
 # scans, in covariance form. There 19 of 100 runs failed at 80 moments, all of them from 100 on, and hardly
-# any in square-root form. ``python -m benchmarks stability --extra`` counts failures of all smoothers and
-# scans up to 8,000 moments. In float32 the square-root form is the default of every method here.
+# any in square-root form. With the angles taken as angles, as here, that computation too leaves every run
+# finite and definite, at 80 moments and at 100; and one moment after the other both forms do so up to 8,000.
+# ``python -m benchmarks stability --extra`` counts failures of all smoothers and scans. In float32 the
+# square-root form is the default of every method here.
