@@ -107,7 +107,7 @@ def test_table_of_synthetic_mixtures():
 
 @pytest.mark.slow
 def test_rotating_dynamics():
-    """The pattern of the table of nonlinear dynamics (published: .331 and .331, regression alone .353).
+    """Script 44, of which no numbers are published.
 
     With the discriminative update, either prediction is better than the regression by itself, and than a
     thousand particles with either weights; sigma points are no worse than the expansion.
