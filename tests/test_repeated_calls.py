@@ -45,6 +45,26 @@ def test_conditionals_are_built_while_compiling_only(verb, data):
     assert not np.array_equal(*(leaf_of(out) for out in (first, second)))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_recordings_of_any_length_are_made_without_compiling(dtype):
+    """Nor does one share memory with the array that it was made of."""
+    compiled = []
+    listener = lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else 0
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    room = np.zeros(2000, dtype)
+    lead = -room.ctypes.data % 64 // room.itemsize  # aligned memory is what JAX would read in place
+    y = room[lead : lead + 1713].reshape(571, 3)
+    series = [ss.Series(y[:n], inputs=y[:n, :2]) for n in (571, 467, 97)]
+    panel = ss.Panel(series)
+    parts = [np.asarray(s.y) for s in panel.series]
+    jax.monitoring.unregister_event_duration_listener(listener)
+    assert not compiled
+    assert [len(part) for part in parts] == [571, 467, 97]
+    y[:] = 7.0
+    assert not np.any(series[0].y)
+    assert series[0].y.dtype == dtype
+
+
 def leaf_of(result):
     """The first array of what a verb returned, the log likelihood where it has one."""
     found = getattr(result, "padded", result)
