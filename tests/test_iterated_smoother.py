@@ -105,3 +105,26 @@ def test_one_and_two_moments():
             seen = (x[1] + 0.3 * np.sin(x[1]) - 0.8) * (1 + 0.3 * np.cos(x[1])) / 0.09
             np.testing.assert_allclose(error + seen, 0, atol=1e-6)
         np.testing.assert_allclose(slope, 0, atol=1e-6)
+
+
+def test_associative_scans_on_panels_with_gaps_and_irregular_times():
+    model = ss.Model(
+        ss.Gaussian(jnp.ones(1), jnp.ones(1)),
+        lambda x, step: dist.Normal(x - step.dt * jnp.sin(x), 0.3 * jnp.sqrt(step.dt)).to_event(1),
+        lambda x, step: dist.Normal(x + 0.3 * jnp.sin(x), 0.3).to_event(1),
+    )
+    r = np.random.default_rng(0)
+    recordings = []
+    for steps in (22, 18):
+        y = 1 + 0.5 * r.normal(size=(steps, 1))
+        y[3], y[9:12] = np.nan, np.nan
+        recordings.append(ss.Series(y, times=np.cumsum(r.uniform(0.1, 0.6, steps))))
+    panel = ss.Panel(recordings)
+    one, other = (
+        ss.smooth(model, panel, method=ss.IteratedSmoother(parallel=parallel, tolerance=1e-11))
+        for parallel in (False, True)
+    )
+    for a, b in zip(one, other, strict=True):
+        assert bool(a.convergence.converged)
+        for name in ("mean", "covariance", "log_likelihood"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-9)
