@@ -30,8 +30,10 @@ from statespace.conditionals.semi_markov import SemiMarkovKernel
 from statespace.conditionals.switching import RegimeState, Switching
 from statespace.decoding.learn import learn_decoder
 from statespace.expectation import Expectation, expect
-from statespace.finite_forecast import MixtureForecast
-from statespace.finite_posterior import FinitePosterior
+from statespace.forecasts.finite import MixtureForecast
+from statespace.forecasts.nongaussian import NonGaussianForecast
+from statespace.forecasts.particle import ParticleForecast
+from statespace.forecasts.switching import SwitchingForecast
 from statespace.functionals import Additive
 from statespace.learners.em import EM
 from statespace.learners.fit import fit
@@ -83,7 +85,6 @@ from statespace.methods.sequential_quasi import SequentialQuasiMonteCarlo
 from statespace.methods.structured_variational import StructuredVariational
 from statespace.methods.two_filter import TwoFilter
 from statespace.methods.unknown_scale import ConjugateScale
-from statespace.mixture_posterior import MixturePosterior
 from statespace.model import Model, StateSpaceModel, Step
 from statespace.models.arima import AR, ARIMA, ARMA
 from statespace.models.bearings import BearingsOnly
@@ -122,7 +123,6 @@ from statespace.models.tracking import (
     OrnsteinUhlenbeck,
 )
 from statespace.models.volatility import StochasticVolatility
-from statespace.nongaussian_forecast import NonGaussianForecast
 from statespace.panels import PanelPosterior
 from statespace.parameters import (
     constant,
@@ -134,18 +134,18 @@ from statespace.parameters import (
     supports,
     unconstrain,
 )
-from statespace.particle_forecast import ParticleForecast
-from statespace.particle_posterior import ParticlePosterior
 from statespace.passage import FirstPassage, first_passage
-from statespace.posterior import Forecast, GaussianPosterior, Signal
+from statespace.posteriors.finite import FinitePosterior
+from statespace.posteriors.gaussian import Forecast, GaussianPosterior, Signal
+from statespace.posteriors.mixture import MixturePosterior
+from statespace.posteriors.particle import ParticlePosterior
+from statespace.posteriors.student import StudentForecast, StudentPosterior, StudentSignal
+from statespace.posteriors.switching import SwitchingPosterior
 from statespace.recurrences import Recurrence, parallel_newton
 from statespace.relabelling import relabel
 from statespace.scores import Score
 from statespace.selection import CrossValidation, compare, cross_validate
 from statespace.series import Panel, Series
-from statespace.student_posterior import StudentForecast, StudentPosterior, StudentSignal
-from statespace.switching_forecast import SwitchingForecast
-from statespace.switching_posterior import SwitchingPosterior
 from statespace.verbs import (
     Simulation,
     filter,

@@ -15,8 +15,8 @@ import numpy as np
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
+from statespace.checks import require_positive, require_shape, require_support
 from statespace.conditionals.finite import check_probabilities, pattern, sparse_simplex
-from statespace.models.checks import require_positive, require_shape, require_support
 from statespace.parameters import as_array, parameter, parameters, replace, supports
 
 __all__ = ["Durations", "Geometric", "NegativeBinomial", "Pascal", "Poisson", "Probabilities"]
@@ -54,7 +54,7 @@ class Durations(eqx.Module):
             onward: of those after which the next one came.
             leave: of those after which the state was left.
         """
-        from statespace.learners.climbing import climb
+        from statespace.optimisation.climbing import climb
 
         def gain(values: dict[str, Array]) -> Array:
             logs = replace(self, values).log_moves()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from statespace.methods.potentials import log_density
+from statespace.densities import log_density
 from statespace.model import Step
 from statespace.parameters import constrain, parameters, unconstrain
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from statespace.chains.particle.variance import from_families
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 
 __all__ = [
     "ParticleReport",

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from statespace.finite_posterior import FinitePosterior
 from statespace.labels import Labels, moments
 from statespace.model import check_key
 from statespace.panels import PanelPosterior
+from statespace.posteriors.finite import FinitePosterior
 from statespace.probabilities import probabilities, tails
 from statespace.series import as_series
 from statespace.verbs import filter, forecast

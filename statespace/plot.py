@@ -16,14 +16,14 @@ from statespace.arviz import require_arviz
 from statespace.canvas import ACCENT, DATA, FAINT, MAIN
 from statespace.chains.gaussian import Sites
 from statespace.diagnostics import autocorrelation, ljung_box, standardised_errors, trim
+from statespace.forecasts.sampled import SampledForecast
 from statespace.panels import PanelPosterior
-from statespace.particle_posterior import ParticlePosterior
 from statespace.plot_particles import particles, update_rates
 from statespace.plot_states import dwell_times, states, transitions, weight_filters, weights
-from statespace.posterior import Forecast, GaussianPosterior
-from statespace.sampled_forecast import SampledForecast
+from statespace.posteriors.gaussian import Forecast, GaussianPosterior
+from statespace.posteriors.particle import ParticlePosterior
+from statespace.posteriors.switching import RegimesAndStates
 from statespace.series import as_series
-from statespace.switching_posterior import RegimesAndStates
 
 __all__ = [
     "components",

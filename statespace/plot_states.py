@@ -12,9 +12,9 @@ from statespace import canvas
 from statespace.canvas import DATA, FAINT
 from statespace.conditionals.finite import FiniteKernel
 from statespace.conditionals.switching import Switching
-from statespace.finite_posterior import FinitePosterior
 from statespace.panels import PanelPosterior
-from statespace.switching_posterior import RegimesAndStates
+from statespace.posteriors.finite import FinitePosterior
+from statespace.posteriors.switching import RegimesAndStates
 
 
 def states(posterior: Any, data: Any = None, *, observed: bool = True, axes: Any = None) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import statespace as ss
-from statespace.posterior import Forecast, GaussianPosterior
+from statespace.posteriors.gaussian import Forecast, GaussianPosterior
 
 plt = pytest.importorskip("matplotlib.pyplot")
 from matplotlib.collections import PolyCollection  # noqa: E402

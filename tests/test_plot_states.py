@@ -13,7 +13,7 @@ from matplotlib.patches import Circle, FancyArrowPatch
 
 import statespace as ss
 from statespace.plot_states import palette
-from statespace.structured_posterior import StructuredPosterior
+from statespace.posteriors.structured import StructuredPosterior
 
 MATRIX = np.array([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.0, 0.25, 0.75]])
 Y = np.array([0.1, -0.2, 0.0, 4.1, 3.9, 4.0, 8.1, 7.9, np.nan, 4.2, 0.1])

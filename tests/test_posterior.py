@@ -10,7 +10,7 @@ from oracle import Dense
 from scipy import integrate, stats
 
 import statespace as ss
-from statespace.posterior import Forecast, GaussianPosterior
+from statespace.posteriors.gaussian import Forecast, GaussianPosterior
 from statespace.scores import gaussian_crps, log_density, whiten
 
 T, H = 9, 4

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from statespace.conditionals.affine import Part
+from statespace.densities import check_law, reads_nan
 from statespace.emissions.families import FAMILIES
-from statespace.methods.potentials import check_law, reads_nan
 from statespace.model import Step
 from statespace.parameters import as_array, constant, parameter
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from statespace.checks import optional_array, require_finite, require_shape
 from statespace.model import Step
-from statespace.models.checks import optional_array, require_finite, require_shape
 from statespace.parameters import parameter
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import Transform
 
-from statespace.models.checks import is_lower_with_positive_diagonal
+from statespace.checks import is_lower_with_positive_diagonal
 
 
 class LowerTrapezoidal(constraints.Constraint):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from statespace.checks import require_finite, require_positive, require_scale
 from statespace.emissions.base import NONE, Emission, pooled, require_channels, visited
 from statespace.emissions.counts import Poisson
 from statespace.emissions.gaussian import log_normal, normal
 from statespace.emissions.regression import regress
 from statespace.model import Step
-from statespace.models.checks import require_finite, require_positive, require_scale
 from statespace.parameters import as_array, parameter, replace
 
 if TYPE_CHECKING:

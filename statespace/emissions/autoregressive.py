@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from statespace.checks import optional_array, require_finite, require_shape
 from statespace.emissions.base import (
     NONE,
     Emission,
     by_channel,
+    lagged,
     pooled,
     require_channels,
 )
@@ -25,9 +27,7 @@ from statespace.emissions.gaussian import (
     scale_support,
 )
 from statespace.emissions.regression import regress
-from statespace.methods.potentials import lagged
 from statespace.model import Step
-from statespace.models.checks import optional_array, require_finite, require_shape
 from statespace.parameters import parameter, replace
 
 if TYPE_CHECKING:

@@ -177,3 +177,11 @@ def require_values(name: str, y: Any, inside: Any, description: str) -> None:
 def whole(values: np.ndarray) -> np.ndarray:
     """Which values are integers."""
     return values == np.round(values)
+
+
+def lagged(y: Float[Array, "T m"], lags: int) -> Float[Array, "T p m"]:
+    """The p rows before each row, newest first; NaN before the beginning."""
+    past = [
+        jnp.pad(y, ((j, 0), (0, 0)), constant_values=jnp.nan)[: len(y)] for j in range(1, lags + 1)
+    ]
+    return jnp.stack(past, axis=1)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
+from statespace.checks import require_positive, require_shape, require_support
 from statespace.conditionals.finite import check_probabilities, pattern, sparse_simplex
 from statespace.emissions.base import (
     NONE,
@@ -25,7 +26,6 @@ from statespace.emissions.base import (
 )
 from statespace.emissions.gaussian import require_location
 from statespace.model import Step
-from statespace.models.checks import require_positive, require_shape, require_support
 from statespace.parameters import as_array, parameter, replace
 
 if TYPE_CHECKING:

@@ -10,6 +10,13 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln
 from jaxtyping import Array, Float
 
+from statespace.checks import (
+    is_lower_with_positive_diagonal,
+    known,
+    require_finite,
+    require_positive,
+    require_shape,
+)
 from statespace.emissions.base import (
     NONE,
     Emission,
@@ -20,13 +27,6 @@ from statespace.emissions.base import (
 )
 from statespace.emissions.regression import quadratic, regress
 from statespace.model import Step
-from statespace.models.checks import (
-    is_lower_with_positive_diagonal,
-    known,
-    require_finite,
-    require_positive,
-    require_shape,
-)
 from statespace.parameters import parameter, replace
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
+from statespace.checks import require_shape
 from statespace.conditionals.finite import check_probabilities, pattern, sparse_simplex
 from statespace.emissions.base import NONE, Emission, pooled, require_channels, visited
 from statespace.emissions.gaussian import Gaussian, normal
 from statespace.model import Step
-from statespace.models.checks import require_shape
 from statespace.parameters import as_array, parameter, replace
 
 if TYPE_CHECKING:

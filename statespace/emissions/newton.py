@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from statespace.learners.descent import rounding
+from statespace.optimisation.descent import rounding
 
 EVALUATIONS = 10  # of the objective in one search; a warm start needs two or three
 _GAIN = 1e-10  # a step that promises less, in nats, is the last, and needs no checking

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from statespace.densities import log_density, marginal, shape_of
 from statespace.emissions.base import NONE, Emission, require_channels
-from statespace.learners.climbing import climb
-from statespace.methods.potentials import log_density, marginal, shape_of
 from statespace.model import Step
+from statespace.optimisation.climbing import climb
 from statespace.parameters import as_array, parameters, replace, supports
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from statespace import densities
 from statespace.functionals import Additive
 from statespace.methods import potentials
 from statespace.methods.lowering import at, steps_of
@@ -43,7 +44,7 @@ def log_density(
     later = jax.tree.map(lambda a: a[1:], (path, steps))
     before = jax.tree.map(lambda a: a[:-1], path)
     move = lambda x, new, step: jnp.sum(model.transition(x, step).log_prob(new))
-    see = lambda x, step, y: potentials.log_density(model.observation(x, step), y)
+    see = lambda x, step, y: densities.log_density(model.observation(x, step), y)
     first = _entry(model, at(path, 0), at(steps, 0))
     moved = jax.vmap(move)(before, *later)
     seen = jax.vmap(see)(path, steps, y)
@@ -65,7 +66,7 @@ def score(
         return jnp.sum(place(z).transition(previous, step).log_prob(state))
 
     def see(z: Array, state: Any, step: Step, y: Array) -> Array:
-        return potentials.log_density(place(z).observation(state, step), y)
+        return densities.log_density(place(z).observation(state, step), y)
 
     def later(previous: Any, state: Any, step: Step, y: Array) -> Array:
         both = lambda z: move(z, previous, state, step) + see(z, state, step, y)

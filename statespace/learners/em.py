@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.conditionals.finite import FiniteTransition
 from statespace.learners import em_counts, em_finite, em_gaussian
-from statespace.learners.descent import rounding
 from statespace.learners.information import bends, uncertainty
 from statespace.learners.likelihood import bare, log_likelihood
 from statespace.learners.priors import Priors, checked_priors, log_prior
@@ -28,6 +27,7 @@ from statespace.learners.problem import (
 from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
 from statespace.models.poisson_linear import PoissonLinearDynamics
+from statespace.optimisation.descent import rounding
 from statespace.parameters import Frozen, parameters, replace
 
 _BLOCK = 50  # iterations in one call of the compiled loop

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from statespace.chains import gaussian
+from statespace.densities import log_densities
 from statespace.emissions import newton
 from statespace.learners import regressions
-from statespace.learners.climbing import climb
 from statespace.learners.expectations import statistics as sums
 from statespace.learners.likelihood import each_recording, recordings
 from statespace.learners.problem import Problem
@@ -31,8 +31,8 @@ from statespace.learners.regressions import Regression, Statistics
 from statespace.linearisation import GaussHermite
 from statespace.methods.gaussian_sites import ConjugateVI
 from statespace.methods.lowering import steps_of
-from statespace.methods.potentials import log_densities
 from statespace.model import Step
+from statespace.optimisation.climbing import climb
 from statespace.parameters import parameters, replace, supports
 from statespace.series import Series
 

@@ -21,12 +21,12 @@ from statespace.chains import finite
 from statespace.conditionals import aggregates
 from statespace.conditionals.finite import Categorical, FiniteKernel
 from statespace.dependence import dependence
-from statespace.learners.climbing import climb
 from statespace.learners.likelihood import channels, each_recording, recordings, stacked, steps
 from statespace.learners.priors import log_density
 from statespace.learners.problem import Problem
 from statespace.learners.responsibilities import clustered, drawn, soften
 from statespace.methods.forward_backward import initial_probs
+from statespace.optimisation.climbing import climb
 from statespace.parameters import Frozen, parameters, replace
 from statespace.series import Panel, Series
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from statespace import densities
 from statespace.chains.particle import recursion
 from statespace.chains.particle.resampling import resampling_named
 from statespace.chains.particle.types import Chain
@@ -22,7 +23,6 @@ from statespace.learners.priors import Priors, log_prior
 from statespace.learners.problem import Problem, vector
 from statespace.learners.result import FitResult
 from statespace.learners.sampling import check_counts, in_blocks, sweeps
-from statespace.methods import potentials
 from statespace.methods.particle_lowering import initial_law
 from statespace.series import Panel
 
@@ -279,7 +279,7 @@ def _chain(problem: Problem, walk: Walk, swarm: Swarm) -> Chain:
 
     def see(z: Array, x: Any, moment: Moment) -> Array:
         law = problem.place(z).observation(x, moment.step)
-        return jnp.where(moment.within, potentials.log_density(law, moment.y), 0)
+        return jnp.where(moment.within, densities.log_density(law, moment.y), 0)
 
     def start(random: Any, count: int, moment: Moment) -> Carrier:
         key_z, key_x = jax.random.split(random)

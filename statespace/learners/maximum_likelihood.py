@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from statespace.learners import descent
 from statespace.learners.information import Bends, bends, uncertainty
 from statespace.learners.likelihood import bare
 from statespace.learners.priors import Priors, checked_priors, log_prior
@@ -27,6 +26,7 @@ from statespace.learners.progress import bar
 from statespace.learners.result import FitResult
 from statespace.learners.sampling import check_counts
 from statespace.methods.particle_gradients import differentiable
+from statespace.optimisation import descent
 
 _BLOCK = 20  # evaluations between two looks at the progress bar
 _MANY = 200  # parameters above which the Hessian is computed only when asked for

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import IdentityTransform
 
+from statespace.densities import shape_of
 from statespace.methods.choice import method_for
 from statespace.methods.lowering import at, steps_of
-from statespace.methods.potentials import shape_of
 from statespace.series import Series, assemble
 from statespace.simulation import states_and_observations
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from statespace import densities
 from statespace.chains.particle import paris, resampling_named, take
 from statespace.chains.particle.backward import kernel_named
 from statespace.chains.particle.types import Chain, Cloud
@@ -23,7 +24,6 @@ from statespace.learners.result import FitResult
 from statespace.learners.searches import searched
 from statespace.learners.state_paths import Drawing, check_densities, check_drawing
 from statespace.learners.steps import check_optimiser, optimiser_for
-from statespace.methods import potentials
 from statespace.methods.functional_lowering import sums_of
 from statespace.methods.particle_laws import Moment
 from statespace.methods.particle_lowering import initial_law
@@ -205,7 +205,7 @@ def _advance(
 
 
 def _seen(model: Any, particles: Any, moment: Moments) -> Float[Array, " N"]:
-    see = lambda x: potentials.log_density(model.observation(x, moment.step), moment.y)
+    see = lambda x: densities.log_density(model.observation(x, moment.step), moment.y)
     return jax.vmap(see)(particles)
 
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.learners import expectations, regressions
-from statespace.learners.climbing import climb
 from statespace.learners.estimates import beginning, needed_key
 from statespace.learners.likelihood import recordings
 from statespace.learners.priors import Priors, log_prior
@@ -27,6 +26,7 @@ from statespace.learners.state_paths import (
     first_paths,
     moved_paths,
 )
+from statespace.optimisation.climbing import climb
 from statespace.parameters import parameters, replace
 
 _BLOCK = 20  # iterations in one call of the compiled loop

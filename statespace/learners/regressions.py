@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from statespace.conditionals.affine import AffineGaussian, Gaussian
-from statespace.learners.climbing import climb
 from statespace.model import Model
 from statespace.models.linear_gaussian import LinearGaussian
+from statespace.optimisation.climbing import climb
 from statespace.parameters import Frozen, parameters, supports
 
 

@@ -17,7 +17,6 @@ from statespace.chains import structured
 from statespace.chains.switching_expectations import Regimes, expected_log_transitions
 from statespace.conditionals.finite import FiniteKernel
 from statespace.learners import em_finite, expectations, regressions
-from statespace.learners.climbing import climb
 from statespace.learners.likelihood import recordings
 from statespace.learners.priors import log_density
 from statespace.learners.problem import Problem
@@ -26,6 +25,7 @@ from statespace.methods.lowering import steps_of
 from statespace.methods.structured_variational import regime_scores
 from statespace.models.linear_gaussian import LinearGaussian
 from statespace.models.switching import SwitchingLinearGaussian
+from statespace.optimisation.climbing import climb
 from statespace.parameters import freeze, parameters, replace
 from statespace.series import Series
 

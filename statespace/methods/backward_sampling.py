@@ -16,7 +16,7 @@ from statespace.chains.particle.parisian import Trajectories, backward_paths
 from statespace.functionals import Additive
 from statespace.methods.particle_filter import ParticleMethod, posterior_of
 from statespace.methods.particle_lowering import states_of
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 from statespace.series import Series
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from statespace.methods.lowering import at, dtype_of, stack, steps_of
 from statespace.methods.online_kalman import GaussianOnline, OnlineState, Predicted, Update
 from statespace.methods.potentials import first_step
 from statespace.model import Step
-from statespace.posterior import GaussianPosterior
+from statespace.posteriors.gaussian import GaussianPosterior
 from statespace.series import Panel, Series
 
 

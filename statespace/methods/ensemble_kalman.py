@@ -19,7 +19,7 @@ from statespace.methods.linearised import check_conditionals, noise_at
 from statespace.methods.lowering import at
 from statespace.methods.particle_lowering import on_clouds
 from statespace.model import Step, state_names
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 from statespace.series import Panel, Series
 
 _LAG = 20  # moments; on Lorenz-96 the error falls up to there, and rises from thirty on
@@ -159,7 +159,7 @@ class EnsembleKalman(eqx.Module):
 
     def forecast(self, model: Any, series: Series, rows: Array) -> Any:
         """The law of observations at some moments of a recording, of which they are not part."""
-        from statespace.particle_forecast import forecast
+        from statespace.forecasts.particle import forecast
 
         return forecast(model, self.posterior(model, series, "smoothed"), series, rows)
 

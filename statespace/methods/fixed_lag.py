@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from statespace.chains.particle.fixed_lag import fixed_lag, smoothed
 from statespace.methods.particle_filter import ParticleMethod, posterior_of
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 from statespace.series import Series
 
 

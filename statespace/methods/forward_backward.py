@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.chains import finite
 from statespace.conditionals import aggregates
 from statespace.conditionals.finite import Categorical, FiniteTransition, check_probabilities
-from statespace.finite_posterior import FinitePosterior
 from statespace.methods.lowering import at, dtype_of, stack, steps_of
 from statespace.methods.potentials import check_observations, first_step, log_potentials
 from statespace.model import Step, state_names
+from statespace.posteriors.finite import FinitePosterior
 from statespace.series import Panel, Series
 
 if TYPE_CHECKING:
-    from statespace.finite_forecast import MixtureForecast
+    from statespace.forecasts.finite import MixtureForecast
     from statespace.methods.online_finite import FiniteOnline
 
 
@@ -140,7 +140,7 @@ class ForwardBackward(eqx.Module):
 
     def forecast(self, model: Any, series: Series, rows: Array) -> MixtureForecast:
         """The law of observations at some moments of a recording, of which they are not part."""
-        from statespace.finite_forecast import forecast
+        from statespace.forecasts.finite import forecast
 
         return forecast(model, self.posterior(model, series, "smoothed"), series, rows)
 

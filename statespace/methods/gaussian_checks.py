@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from statespace.chains import gaussian
 from statespace.linearisation import SigmaPoints, mean_and_noise
 from statespace.methods.lowering import at, steps_of
-from statespace.posterior import Forecast, GaussianPosterior
+from statespace.posteriors.gaussian import Forecast, GaussianPosterior
 from statespace.series import Panel, Series
 
 

@@ -15,7 +15,7 @@ from statespace.chains.gaussian.forward import forward
 from statespace.methods.gaussian_lowering import initial_law
 from statespace.methods.lowering import at, steps_of
 from statespace.model import state_names
-from statespace.posterior import Forecast, GaussianPosterior
+from statespace.posteriors.gaussian import Forecast, GaussianPosterior
 from statespace.scores import whiten
 from statespace.series import Panel, Series
 

@@ -15,6 +15,7 @@ from statespace.chains import gaussian
 from statespace.chains.gaussian.covariances import full_carry
 from statespace.chains.moments import compensated_sum
 from statespace.conditionals.discriminative import Discriminative
+from statespace.forecasts.nongaussian import NonGaussianForecast
 from statespace.linearisation import Linearisation, SigmaPoints, Taylor, lower_factor
 from statespace.methods.gaussian_lowering import (
     check_transition,
@@ -40,8 +41,7 @@ from statespace.methods.site_problem import (
 )
 from statespace.methods.sites import SiteRule, view_of
 from statespace.model import Step
-from statespace.nongaussian_forecast import NonGaussianForecast
-from statespace.posterior import GaussianPosterior
+from statespace.posteriors.gaussian import GaussianPosterior
 from statespace.scores import whiten
 from statespace.series import Panel, Series
 

@@ -21,14 +21,14 @@ from statespace.methods.gaussian_lowering import initial_law, noise
 from statespace.methods.linearised import make_affine, observed_affine
 from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.methods.rao_blackwellised import conditionals
-from statespace.mixture_posterior import MixturePosterior
 from statespace.model import Step, state_names
+from statespace.posteriors.mixture import MixturePosterior
 from statespace.probabilities import normal_deviates
 from statespace.series import Panel, Series
 
 if TYPE_CHECKING:
+    from statespace.forecasts.switching import SwitchingForecast
     from statespace.methods.online_mixture import MixtureOnline
-    from statespace.switching_forecast import SwitchingForecast
 
 
 class _Part(eqx.Module):
@@ -217,7 +217,7 @@ class MixtureFilter(eqx.Module):
 
     def forecast(self, model: Any, series: Series, rows: Array) -> SwitchingForecast:
         """The law of observations at some moments of a recording, of which they are not part."""
-        from statespace.switching_forecast import forecast
+        from statespace.forecasts.switching import forecast
 
         posterior = self.posterior(model, series, "smoothed")
         return forecast(self._law(model, series), posterior, series, rows)

@@ -29,7 +29,7 @@ from statespace.methods.linearised import (
 )
 from statespace.methods.linearising_filters import filtered, forward
 from statespace.model import Step
-from statespace.posterior import GaussianPosterior
+from statespace.posteriors.gaussian import GaussianPosterior
 from statespace.series import Panel, Series
 
 _ROUNDS = 30  # of the derivative of the fixed point, which contract as the iteration does

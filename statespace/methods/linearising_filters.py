@@ -42,7 +42,7 @@ from statespace.methods.linearised import (
 )
 from statespace.methods.lowering import at
 from statespace.model import Step
-from statespace.posterior import GaussianPosterior
+from statespace.posteriors.gaussian import GaussianPosterior
 from statespace.series import Panel, Series
 
 

@@ -12,7 +12,7 @@ from statespace.chains.gaussian import diffuse
 from statespace.chains.gaussian.scale import Terms, log_evidence
 from statespace.methods.feeding import Fed
 from statespace.methods.online_kalman import Online, OnlineState
-from statespace.student_posterior import inflated
+from statespace.posteriors.student import inflated
 
 if TYPE_CHECKING:
     from statespace.methods.unknown_scale import ConjugateScale

@@ -15,7 +15,7 @@ from statespace.functionals import Additive
 from statespace.methods.backward_sampling import BackwardMethod
 from statespace.methods.functional_lowering import sums_of
 from statespace.methods.particle_filter import posterior_of
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 from statespace.series import Series
 
 if TYPE_CHECKING:

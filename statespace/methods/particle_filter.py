@@ -20,12 +20,12 @@ from statespace.methods.particle_gradients import constant, gradient_named, with
 from statespace.methods.particle_lowering import lower, states_of
 from statespace.methods.proposals import proposal_named
 from statespace.model import Step, state_names
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 from statespace.series import Panel, Series
 
 if TYPE_CHECKING:
+    from statespace.forecasts.particle import ParticleForecast
     from statespace.methods.online_particle import ParticleOnline
-    from statespace.particle_forecast import ParticleForecast
 
 
 class ParticleMethod(eqx.Module):
@@ -130,7 +130,7 @@ class ParticleMethod(eqx.Module):
 
     def forecast(self, model: Any, series: Series, rows: Array) -> ParticleForecast:
         """The law of observations at some moments of a recording, of which they are not part."""
-        from statespace.particle_forecast import forecast
+        from statespace.forecasts.particle import forecast
 
         return forecast(model, self.posterior(model, series, "smoothed"), series, rows)
 

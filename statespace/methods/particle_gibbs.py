@@ -27,7 +27,7 @@ from statespace.methods.backward_sampling import BackwardMethod
 from statespace.methods.functional_lowering import over_path, sums_of
 from statespace.methods.particle_filter import posterior_of
 from statespace.methods.particle_lowering import states_of
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 from statespace.series import Series
 
 if TYPE_CHECKING:

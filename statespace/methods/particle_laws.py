@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.chains.gaussian.algebra import UNROLLED
 from statespace.chains.particle.types import Particles
 from statespace.conditionals.affine import psd_factor, square_factor
+from statespace.densities import log_density
 from statespace.methods.hoisting import hoisted
 from statespace.methods.lowering import stack
-from statespace.methods.potentials import log_density
 from statespace.model import Conditional, Step
 
 _LOG_2_PI = float(np.log(2 * np.pi))

@@ -21,12 +21,12 @@ from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.methods.particle_filter import missing_key
 from statespace.methods.particle_laws import over_time
 from statespace.model import Step, state_names
+from statespace.posteriors.switching import SwitchingPosterior
 from statespace.probabilities import normal_deviates
 from statespace.series import Panel, Series
-from statespace.switching_posterior import SwitchingPosterior
 
 if TYPE_CHECKING:
-    from statespace.particle_forecast import ParticleForecast
+    from statespace.forecasts.particle import ParticleForecast
 
 
 class RaoBlackwellised(eqx.Module):
@@ -191,8 +191,8 @@ class RaoBlackwellised(eqx.Module):
     def forecast(self, model: Any, series: Series, rows: Array) -> ParticleForecast:
         """The law of observations at some moments of a recording, of which they are not part."""
         from statespace.chains import particle
+        from statespace.forecasts.particle import forecast
         from statespace.methods.particle_filter import posterior_of
-        from statespace.particle_forecast import forecast
 
         smoothed = self.posterior(model, series, "smoothed")
         cloud = particle.Cloud(RegimeState(smoothed.regimes, smoothed.states), smoothed.log_weights)

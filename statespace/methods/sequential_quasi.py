@@ -19,7 +19,7 @@ from statespace.methods.particle_filter import ParticleMethod, posterior_of
 from statespace.methods.particle_lowering import states_of
 from statespace.methods.quantiles import uniform_chain
 from statespace.model import Step
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 from statespace.series import Panel, Series
 
 

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from statespace.densities import log_densities, log_density
 from statespace.linearisation import Cubature, GaussHermite, SigmaPoints, lower_factor
-from statespace.methods.potentials import log_densities, log_density
 from statespace.model import Step
 
 _POINTS = 250  # of the default rule, at most

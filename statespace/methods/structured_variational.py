@@ -21,11 +21,11 @@ from statespace.methods.gaussian_lowering import initial_law, noise
 from statespace.methods.iterated import Convergence
 from statespace.methods.lowering import at, dtype_of, stack, steps_of
 from statespace.model import Step, state_names
+from statespace.posteriors.structured import StructuredPosterior
 from statespace.series import Panel, Series
-from statespace.structured_posterior import StructuredPosterior
 
 if TYPE_CHECKING:
-    from statespace.particle_forecast import ParticleForecast
+    from statespace.forecasts.particle import ParticleForecast
 
 _LOG_2PI = 1.8378770664093453
 _EVEN, _WIDE = (
@@ -293,8 +293,8 @@ class StructuredVariational(eqx.Module):
     def forecast(self, model: Any, series: Series, rows: Array) -> ParticleForecast:
         """The law of observations at some moments of a recording, of which they are not part."""
         from statespace.chains import particle
+        from statespace.forecasts.particle import forecast
         from statespace.methods.particle_filter import posterior_of
-        from statespace.particle_forecast import forecast
 
         paths = self.sample_states(model, series, jax.random.key(0), self.draws)
         t = len(series)

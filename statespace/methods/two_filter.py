@@ -12,7 +12,7 @@ from statespace.chains.particle.two_filter import two_filter
 from statespace.methods.backward_sampling import BackwardMethod
 from statespace.methods.particle_filter import posterior_of
 from statespace.methods.particle_lowering import lower
-from statespace.particle_posterior import ParticlePosterior
+from statespace.posteriors.particle import ParticlePosterior
 from statespace.series import Series
 
 

@@ -15,18 +15,18 @@ from statespace.chains import gaussian
 from statespace.chains.gaussian import scale
 from statespace.chains.gaussian.scale import InverseGamma, Terms
 from statespace.chains.moments import compensated_sum
+from statespace.checks import known
 from statespace.methods.kalman import Kalman
-from statespace.models.checks import known
 from statespace.parameters import as_array
-from statespace.scores import whiten
-from statespace.series import Series
-from statespace.student import as_normal
-from statespace.student_posterior import (
+from statespace.posteriors.student import (
     StudentForecast,
     StudentPosterior,
     inflated,
     spread_out,
 )
+from statespace.scores import whiten
+from statespace.series import Series
+from statespace.student import as_normal
 
 
 class ConjugateScale(Kalman):

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from statespace.conditionals.stationary import discrete_lyapunov
-from statespace.models.checks import (
+from statespace.checks import (
     known,
     optional_array,
     require_finite,
     require_positive,
     require_shape,
 )
+from statespace.conditionals.stationary import discrete_lyapunov
 from statespace.models.components import Block, Component
 from statespace.models.polynomials import is_invertible, is_stationary, lag_polynomial, multiply
 from statespace.parameters import parameter

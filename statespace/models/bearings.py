@@ -9,15 +9,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.conditionals.affine import Gaussian
-from statespace.conditionals.diffusion import LinearDiffusion
-from statespace.model import Step
-from statespace.models.checks import (
+from statespace.checks import (
     optional_array,
     require_finite,
     require_positive,
     require_shape,
 )
+from statespace.conditionals.affine import Gaussian
+from statespace.conditionals.diffusion import LinearDiffusion
+from statespace.model import Step
 from statespace.models.tracking import integrators
 from statespace.parameters import constant, parameter
 

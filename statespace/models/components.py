@@ -18,9 +18,9 @@ import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
 
+from statespace.checks import known
 from statespace.conditionals.affine import AffineGaussian, Gaussian, Part
 from statespace.model import Step
-from statespace.models.checks import known
 from statespace.parameters import parameters
 
 

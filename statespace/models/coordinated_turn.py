@@ -9,9 +9,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from statespace.checks import require_positive, require_shape
 from statespace.model import Step
 from statespace.models.bearings import Bearings, BearingsTracking
-from statespace.models.checks import require_positive, require_shape
 from statespace.parameters import parameter
 
 if TYPE_CHECKING:

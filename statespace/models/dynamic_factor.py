@@ -10,8 +10,7 @@ import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
 
-from statespace.conditionals.affine import AffineGaussian, Gaussian
-from statespace.models.checks import (
+from statespace.checks import (
     is_lower_with_positive_diagonal,
     known,
     optional_array,
@@ -20,6 +19,7 @@ from statespace.models.checks import (
     require_shape,
     require_support,
 )
+from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.models.starting import least_squares_autoregression, principal_components
 from statespace.models.vector_autoregression import (
     companion,

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln, xlog1py, xlogy
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from statespace.model import Step
-from statespace.models.checks import (
+from statespace.checks import (
     optional_array,
     require_positive,
     require_shape,
     require_support,
 )
+from statespace.model import Step
 from statespace.models.spikes import InputDrive
 from statespace.parameters import parameter
 

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from statespace.checks import require_shape
 from statespace.conditionals import aggregates
 from statespace.conditionals.finite import (
     Categorical,
@@ -18,7 +19,6 @@ from statespace.conditionals.finite import (
     pattern,
     sparse_simplex,
 )
-from statespace.models.checks import require_shape
 from statespace.parameters import as_array, parameter
 
 STATIONARY = "stationary"

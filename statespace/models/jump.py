@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from statespace.checks import known, require_shape
 from statespace.conditionals.finite import Categorical, check_probabilities, pattern, sparse_simplex
 from statespace.conditionals.jump import RateMatrix
 from statespace.emissions.counts import Categorical as Labels
 from statespace.model import check_key
-from statespace.models.checks import known, require_shape
 from statespace.models.jump_paths import JumpPaths, jump_bound, sample_paths
 from statespace.parameters import parameter
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from statespace.chains.finite.sampling import choose
+from statespace.checks import known
 from statespace.conditionals.generators import JumpStatistics
-from statespace.models.checks import known
 
 
 class JumpPaths(eqx.Module):

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from statespace.conditionals.affine import AffineGaussian, Gaussian
-from statespace.model import Step
-from statespace.models.checks import (
+from statespace.checks import (
     optional_array,
     require_finite,
     require_scale,
     require_shape,
     scale_support,
 )
+from statespace.conditionals.affine import AffineGaussian, Gaussian
+from statespace.model import Step
 from statespace.models.starting import least_squares_autoregression, principal_components
 from statespace.parameters import parameter
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from statespace.checks import require_finite, require_positive, require_shape
 from statespace.conditionals.affine import Gaussian
 from statespace.model import Step
-from statespace.models.checks import require_finite, require_positive, require_shape
 from statespace.parameters import as_array, constant, parameter
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from statespace.checks import require_finite, require_positive, require_shape
 from statespace.conditionals.affine import Gaussian
 from statespace.model import Step
-from statespace.models.checks import require_finite, require_positive, require_shape
 from statespace.parameters import as_array, constant, parameter
 
 if TYPE_CHECKING:

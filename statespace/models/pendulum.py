@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from statespace.chains.gaussian import algebra as la
-from statespace.conditionals.affine import Gaussian
-from statespace.model import Step
-from statespace.models.checks import (
+from statespace.checks import (
     optional_scale,
     require_finite,
     require_positive,
     require_shape,
 )
+from statespace.conditionals.affine import Gaussian
+from statespace.model import Step
 from statespace.models.lorenz import runge_kutta
 from statespace.parameters import as_array, parameter
 

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from statespace.conditionals.affine import AffineGaussian, Gaussian
-from statespace.conditionals.generalised import GeneralisedLinear
-from statespace.models.checks import (
+from statespace.checks import (
     known,
     optional_array,
     require_finite,
@@ -21,6 +19,8 @@ from statespace.models.checks import (
     require_shape,
     scale_support,
 )
+from statespace.conditionals.affine import AffineGaussian, Gaussian
+from statespace.conditionals.generalised import GeneralisedLinear
 from statespace.models.count_moments import (
     count_covariances,
     dynamics,

@@ -8,14 +8,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.conditionals.affine import Gaussian
-from statespace.model import Step
-from statespace.models.checks import (
+from statespace.checks import (
     optional_array,
     require_finite,
     require_positive,
     require_shape,
 )
+from statespace.conditionals.affine import Gaussian
+from statespace.model import Step
 from statespace.parameters import parameter
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from statespace.checks import optional_scale, require_positive
 from statespace.model import Step
-from statespace.models.checks import optional_scale, require_positive
 from statespace.models.components import Block, Component
 from statespace.parameters import parameter
 

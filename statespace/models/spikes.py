@@ -6,17 +6,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.conditionals.affine import Gaussian
-from statespace.conditionals.generalised import GeneralisedLinear
-from statespace.conditionals.reverting import Reverting
-from statespace.model import Step
-from statespace.models.checks import (
+from statespace.checks import (
     optional_array,
     require_finite,
     require_positive,
     require_reverting,
     require_shape,
 )
+from statespace.conditionals.affine import Gaussian
+from statespace.conditionals.generalised import GeneralisedLinear
+from statespace.conditionals.reverting import Reverting
+from statespace.model import Step
 from statespace.parameters import constant, parameter
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from statespace.models.checks import (
+from statespace.checks import (
     known,
     optional_array,
     optional_scale,

@@ -10,11 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from statespace.conditionals.affine import AffineGaussian, Gaussian
-from statespace.conditionals.finite import Categorical, FiniteKernel, FiniteTransition
-from statespace.conditionals.recurrent import RecurrentKernel
-from statespace.conditionals.switching import Switching
-from statespace.models.checks import (
+from statespace.checks import (
     is_lower_with_positive_diagonal,
     known,
     optional_array,
@@ -22,6 +18,10 @@ from statespace.models.checks import (
     require_positive,
     require_shape,
 )
+from statespace.conditionals.affine import AffineGaussian, Gaussian
+from statespace.conditionals.finite import Categorical, FiniteKernel, FiniteTransition
+from statespace.conditionals.recurrent import RecurrentKernel
+from statespace.conditionals.switching import Switching
 from statespace.models.starting import least_squares_autoregression, principal_components
 from statespace.parameters import as_array, parameter
 from statespace.reading import on_host, to_jax

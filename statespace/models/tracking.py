@@ -15,14 +15,14 @@ import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
 
-from statespace.conditionals.affine import AffineGaussian, Gaussian
-from statespace.conditionals.diffusion import LinearDiffusion
-from statespace.models.checks import (
+from statespace.checks import (
     optional_array,
     optional_scale,
     require_finite,
     require_positive,
 )
+from statespace.conditionals.affine import AffineGaussian, Gaussian
+from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.parameters import parameter
 
 _AXES = ("x", "y", "z")

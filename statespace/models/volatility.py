@@ -8,15 +8,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.conditionals.affine import Gaussian
-from statespace.conditionals.reverting import Reverting
-from statespace.model import Step
-from statespace.models.checks import (
+from statespace.checks import (
     optional_array,
     require_reverting,
     require_shape,
     require_support,
 )
+from statespace.conditionals.affine import Gaussian
+from statespace.conditionals.reverting import Reverting
+from statespace.model import Step
 from statespace.parameters import parameter
 
 if TYPE_CHECKING:

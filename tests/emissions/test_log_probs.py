@@ -8,7 +8,8 @@ import pytest
 from cases import CASES, K, T, steps
 
 from statespace import emissions
-from statespace.methods.potentials import lagged, log_density
+from statespace.densities import log_density
+from statespace.emissions.base import lagged
 
 
 def expected(case):

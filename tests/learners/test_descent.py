@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from statespace.learners import descent
+from statespace.optimisation import descent
 
 
 def minimise(objective, x, tolerance=1e-12, limit=3000):

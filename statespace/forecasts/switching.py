@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.chains.gaussian.covariances import predict
 from statespace.chains.gaussian.mixtures import covariances, mixture_moments, spreads
+from statespace.forecasts.sampled import SampledForecast
 from statespace.labels import Labels
 from statespace.methods.lowering import steps_of
-from statespace.mixture_posterior import MixturePosterior
 from statespace.model import Step
+from statespace.posteriors.mixture import MixturePosterior
 from statespace.probabilities import mixture_quantiles, probabilities
-from statespace.sampled_forecast import SampledForecast
 from statespace.scores import log_density
 from statespace.series import Series
 

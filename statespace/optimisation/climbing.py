@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from statespace.learners import descent
+from statespace.optimisation import descent
 
 _TOLERANCE = 1e-10  # nats
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace import student
-from statespace.posterior import Forecast, GaussianPosterior, Gaussians, Signal
+from statespace.posteriors.gaussian import Forecast, GaussianPosterior, Gaussians, Signal
 from statespace.scores import Score
 from statespace.series import as_series
 

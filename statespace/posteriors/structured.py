@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.chains import finite, gaussian
 from statespace.conditionals.switching import RegimeState
 from statespace.labels import Labels
-from statespace.switching_posterior import RegimesAndStates
+from statespace.posteriors.switching import RegimesAndStates
 
 
 class StructuredPosterior(RegimesAndStates):

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from statespace.chains import switching
 from statespace.chains.gaussian.mixtures import Components
 from statespace.conditionals.switching import RegimeState
-from statespace.switching_posterior import SwitchingPosterior
+from statespace.posteriors.switching import SwitchingPosterior
 
 
 class MixturePosterior(SwitchingPosterior):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from statespace.conditionals.affine import psd_factor
 from statespace.conditionals.switching import RegimeState
 from statespace.labels import Labels, channel_names, moments
-from statespace.posterior import Gaussians
+from statespace.posteriors.gaussian import Gaussians
 from statespace.probabilities import mixture_quantiles, probabilities
 
 

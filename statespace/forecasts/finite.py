@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.finite_posterior import FinitePosterior
+from statespace.densities import log_density
+from statespace.emissions.base import lagged
+from statespace.forecasts.sampled import DRAWS, SampledForecast, observations_on_paths
 from statespace.labels import Labels
 from statespace.methods.lowering import steps_of
-from statespace.methods.potentials import lagged, log_density
 from statespace.model import Step
-from statespace.sampled_forecast import DRAWS, SampledForecast, observations_on_paths
+from statespace.posteriors.finite import FinitePosterior
 from statespace.series import Series
 
 

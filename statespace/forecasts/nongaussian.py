@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from statespace.forecasts.sampled import SampledForecast
 from statespace.labels import Labels
 from statespace.model import Step
-from statespace.posterior import GaussianPosterior
-from statespace.sampled_forecast import SampledForecast
+from statespace.posteriors.gaussian import GaussianPosterior
 
 
 class NonGaussianForecast(SampledForecast):

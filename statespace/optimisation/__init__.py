@@ -1,0 +1,1 @@
+"""Raising functions: searches that run as flat compiled loops."""

@@ -1,0 +1,1 @@
+"""What inference returns: the law of the states given the data."""
