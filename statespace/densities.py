@@ -1,4 +1,4 @@
-"""Densities of one observation under a distribution, missing entries integrated out."""
+"""Densities of one observation under a distribution, missing entries integrated out, and its moments."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ def log_densities(law: Any, y: Float[Array, " m"]) -> Float[Array, " m"]:
         return jnp.atleast_1d(law.log_prob(y.reshape(shape_of(law))))
     possible = _possible(law, y, seen)
     return jnp.where(seen, law.log_prob(possible if law.batch_shape else possible[0]), 0.0)
+
+
+def mean_and_variance(law: Any) -> tuple[Float[Array, "*m"], Float[Array, "*m"]]:
+    """Mean and variance of each entry of a distribution; of a categorical one those of the category's number.
+
+    NumPyro says NaN of the latter, ordinal ones (``OrderedLogistic``, ``OrderedProbit``) among them.
+
+    Raises:
+        NotImplementedError: if the distribution has neither.
+        AttributeError: likewise.
+    """
+    import numpyro.distributions as dist
+
+    base = law
+    while isinstance(base, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        base = base.base_dist
+    if not isinstance(base, dist.CategoricalProbs | dist.CategoricalLogits):
+        mean = jnp.asarray(law.mean)
+        return mean, jnp.broadcast_to(law.variance, mean.shape)
+    probs = base.probs
+    number = jnp.arange(probs.shape[-1], dtype=probs.dtype)
+    mean = jnp.sum(probs * number, axis=-1)
+    variance = jnp.sum(probs * (number - mean[..., None]) ** 2, axis=-1)
+    shape = shape_of(law)
+    return jnp.broadcast_to(mean, shape), jnp.broadcast_to(variance, shape)
 
 
 def reads_nan(law: Any) -> bool:

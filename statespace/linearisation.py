@@ -22,6 +22,7 @@ from statespace.chains.gaussian import Form
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import root
 from statespace.conditionals.affine import psd_factor
+from statespace.densities import mean_and_variance
 from statespace.dependence import dependence
 
 _FEW = 2048  # products up to which a sum over points is written out
@@ -375,8 +376,11 @@ def mean_and_noise(law: Any, form: Form, name: str) -> tuple[Array, Array]:
             f"`{name}` of the model gives {type(base).__name__}, whose covariance is not known here: "
             "linearisation needs independent channels, MultivariateNormal or MultivariateStudentT."
         )
-    mean = jnp.atleast_1d(law.mean)
-    variance = angles.variance(base.concentration) if angles.are_angles(base) else law.variance
+    if angles.are_angles(base):
+        mean, variance = law.mean, angles.variance(base.concentration)
+    else:
+        mean, variance = mean_and_variance(law)
+    mean = jnp.atleast_1d(mean)
     variance = jnp.broadcast_to(jnp.atleast_1d(variance), mean.shape)
     return mean, jnp.diag(jnp.sqrt(variance) if form == "sqrt" else variance)
 

@@ -187,6 +187,23 @@ def test_forecast_is_the_mixture(key):
     np.testing.assert_allclose(between.probs[0], ss.smooth(m, hole).probs[7], rtol=1e-12)
 
 
+def test_forecast_of_categories_has_the_moments_of_their_numbers():
+    """Two categorical channels: probabilities of state and category written out."""
+    start, a = np.array([0.2, 0.8]), np.array([[0.9, 0.1], [0.3, 0.7]])
+    chances = np.array([[[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]], [[0.1, 0.1, 0.8], [0.2, 0.2, 0.6]]])
+    m = ss.Model(
+        ss.Categorical(start),
+        ss.FiniteKernel(a),
+        lambda z, step: dist.Categorical(jnp.asarray(chances)[z]).to_event(1),
+    )
+    made = ss.forecast(m, np.array([[2.0, 0.0]]), 1)
+    now = start * chances[:, 0, 2] * chances[:, 1, 0]
+    p = np.einsum("k,kmc->mc", now / now.sum() @ a, chances)
+    mean = p @ np.arange(3)
+    np.testing.assert_allclose(made.mean[0], mean, rtol=1e-10)
+    np.testing.assert_allclose(made.std[0] ** 2, p @ np.arange(3) ** 2 - mean**2, rtol=1e-10)
+
+
 def test_pseudo_residuals_are_standard_normal(key):
     """Of the true model: 2,000 residuals by Kolmogorov-Smirnov, and without correlation."""
     from statespace.learners.likelihood import standardised_errors

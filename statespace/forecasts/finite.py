@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.densities import log_density
+from statespace.densities import log_density, mean_and_variance
 from statespace.emissions.base import lagged
 from statespace.forecasts.sampled import DRAWS, SampledForecast, observations_on_paths
 from statespace.labels import Labels
@@ -86,8 +86,8 @@ def _moments(observation: Any, step: Step, states: int) -> tuple[Array, Array]:
     """Mean and variance of each channel in each state, ``(K, m)``."""
 
     def one(k: Array) -> tuple[Array, Array]:
-        law = observation(k, step)
-        return jnp.ravel(law.mean), jnp.ravel(law.variance)
+        mean, variance = mean_and_variance(observation(k, step))
+        return jnp.ravel(mean), jnp.ravel(variance)
 
     return jax.vmap(one)(jnp.arange(states))
 

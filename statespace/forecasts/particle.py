@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from statespace.densities import log_density
+from statespace.densities import log_density, mean_and_variance
 from statespace.emissions.base import lagged
 from statespace.forecasts.sampled import DRAWS, SampledForecast, observations_on_paths
 from statespace.labels import Labels
@@ -73,8 +73,8 @@ def _moments(
     """Mean and deviation of the mixtures, where the observation's distributions have them."""
 
     def one(x: Any, step: Step) -> tuple[Array, Array]:
-        law = observation(x, step)
-        return jnp.ravel(law.mean), jnp.ravel(law.variance)
+        mean, variance = mean_and_variance(observation(x, step))
+        return jnp.ravel(mean), jnp.ravel(variance)
 
     states = jax.tree.map(lambda x: x[rows], posterior.particles)
     try:

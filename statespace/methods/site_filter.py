@@ -13,6 +13,7 @@ from statespace.chains import gaussian
 from statespace.chains.gaussian.algebra import matmul_t
 from statespace.chains.gaussian.covariances import predict
 from statespace.chains.gaussian.step import absorb_site, move
+from statespace.densities import mean_and_variance
 from statespace.linearisation import Affine, GaussHermite, Linearisation, moments_of
 from statespace.methods.linearised import make_affine
 from statespace.methods.site_problem import (
@@ -176,8 +177,8 @@ def observation_moments(
     eta = matrix @ mean + offset + z[:, None] * sd
 
     def one(eta: Array) -> tuple[Array, Array]:
-        law = observation.law_of(eta, step)
-        return jnp.ravel(law.mean), jnp.ravel(jnp.broadcast_to(law.variance, law.mean.shape))
+        mean, variance = mean_and_variance(observation.law_of(eta, step))
+        return jnp.ravel(mean), jnp.ravel(variance)
 
     means, variances = jax.vmap(one)(eta)
     centre = w @ means

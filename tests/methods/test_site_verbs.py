@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from scipy.special import gammaln
+from scipy import stats
+from scipy.special import expit, gammaln
 
 import statespace as ss
 from statespace.methods.site_filter import observation_moments
@@ -160,6 +161,30 @@ def test_forecasts_of_counts():
     eta = m + np.sqrt(v) * x
     density = w @ np.exp(2 * eta - np.exp(eta) - gammaln(3)) / w.sum()
     np.testing.assert_allclose(made.log_scores(jnp.array([[2.0]])), [np.log(density)], atol=1e-3)
+
+
+def test_forecasts_of_ordered_grades():
+    """A grid over the state; the moments are of the grade's number."""
+    grades = lambda eta: dist.OrderedLogistic(eta, jnp.array([-1.0, 1.0]))
+    model = walk(ss.GeneralisedLinear([[1.0]], [0.3], grades))
+    y = np.array([0.0, 1.0, 2.0, 2.0])
+    x = np.linspace(-7, 7, 1401)
+    below = expit(np.array([-1.0, 1.0])[:, None] - (x + 0.3))
+    chances = np.diff(below, axis=0, prepend=0.0, append=1.0)  # (3, x)
+    moved = stats.norm(0.8 * x + 0.1, 0.5).pdf(x[:, None]) * (x[1] - x[0])
+    density = stats.norm(0.2, 0.9).pdf(x)
+    for grade in y.astype(int):
+        density = moved @ (chances[grade] * density)
+        density /= density.sum()
+    p = chances @ density
+    made = ss.forecast(model, y, 1, method=ss.ExpectationPropagation())
+    mean = p @ np.arange(3)
+    np.testing.assert_allclose(made.mean, [[mean]], atol=2e-3)
+    np.testing.assert_allclose(made.std, [[np.sqrt(p @ (np.arange(3) - mean) ** 2)]], atol=2e-3)
+    scores = [made.log_scores(jnp.full((1, 1), float(k)))[0] for k in range(3)]
+    np.testing.assert_allclose(scores, np.log(p), atol=5e-3)
+    draws = np.asarray(made.sample(jax.random.key(0), 4000)).ravel().astype(int)
+    np.testing.assert_allclose(np.bincount(draws) / 4000, p, atol=0.03)
 
 
 @pytest.mark.parametrize(
