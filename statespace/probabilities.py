@@ -13,6 +13,10 @@ from jaxtyping import Array, Float
 _HALVINGS = 60  # of an interval that holds a quantile
 
 
+class NoResiduals(TypeError):
+    """A method or a distribution has no one-step predictions that observations could be held against."""
+
+
 def probabilities(argument: str, values: Any) -> Any:
     """Probabilities as an array, those under a trace as they come.
 

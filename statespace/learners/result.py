@@ -17,7 +17,7 @@ from statespace.learners.likelihood import standardised_errors
 from statespace.learners.problem import Problem
 from statespace.learners.table import entries, header, number, table
 from statespace.parameters import Frozen, parameters, supports
-from statespace.probabilities import tails
+from statespace.probabilities import NoResiduals, tails
 from statespace.series import Panel, Series
 
 Result = TypeVar("Result", bound="FitResult")
@@ -195,15 +195,16 @@ class FitResult:
         """Tests of the standardised one-step prediction errors at the fitted parameters.
 
         Those of all recordings of a panel one after the other; None where there are too few, or where the
-        method makes no predictions.
+        method or the law of the observations does not give them.
 
         Args:
             lags: lags up to which autocorrelation is tested; default the smaller of 10 and a fifth
                 of the errors.
         """
-        if not getattr(self._problem.method, "predicts", True):
+        try:
+            errors = self.residuals()
+        except NoResiduals:
             return None
-        errors = self.residuals()
         if np.any(np.sum(errors.observed, axis=0) < 3):
             return None
         return residual_tests(errors, lags)
@@ -215,7 +216,8 @@ class FitResult:
         pseudo-residuals (Zucchini & MacDonald 2009, section 6.2).
 
         Raises:
-            TypeError: if the law of an observation has no distribution function.
+            TypeError: if the method makes no one-step predictions, or the law of an observation has no
+                distribution function.
         """
         problem, labels = self._problem, self.data.labels
         errors = np.asarray(standardised_errors(problem.model, problem.data, problem.method))

@@ -33,6 +33,7 @@ from statespace.methods.online_kalman import GaussianOnline, OnlineState, Predic
 from statespace.methods.potentials import first_step
 from statespace.model import Step
 from statespace.posteriors.gaussian import GaussianPosterior
+from statespace.probabilities import NoResiduals
 from statespace.series import Panel, Series
 
 
@@ -194,7 +195,7 @@ class DiscriminativeKalman(GaussianMethod):
         Raises:
             TypeError: always.
         """
-        raise _no_prediction("standardised errors of the observations")
+        raise NoResiduals(_no_prediction("standardised errors of the observations"))
 
     def posterior(self, model: Any, series: Series, kind: Any) -> DiscriminativePosterior:
         """The law of the states: "filtered" or "smoothed"."""
@@ -211,7 +212,7 @@ class DiscriminativeKalman(GaussianMethod):
         Raises:
             TypeError: always; it says how states are.
         """
-        raise _no_prediction("a forecast of observations")
+        raise TypeError(_no_prediction("forecast of observations"))
 
     def online(self, model: Any, dt: float) -> DiscriminativeOnline:
         """The filter one observation at a time."""
@@ -280,8 +281,8 @@ def _conditionals(model: Any, step: Step) -> tuple[Gaussian, Any, Discriminative
     return initial, transition, observation
 
 
-def _no_prediction(what: str) -> TypeError:
-    return TypeError(
+def _no_prediction(what: str) -> str:
+    return (
         f"a Discriminative observation has no {what}: it knows p(x | y) and not p(y | x). To predict states, "
         "`smooth` the data with a row of NaN at each moment that is asked for."
     )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from statespace.methods.lowering import steps_of
 from statespace.methods.potentials import with_history
 from statespace.model import Step
-from statespace.probabilities import normal_deviates
+from statespace.probabilities import NoResiduals, normal_deviates
 from statespace.series import Series
 
 
@@ -61,6 +61,6 @@ def cumulative(law: Any, y: Float[Array, " m"]) -> Float[Array, " m"]:
         count = y.astype(int)
         return jnp.broadcast_to(0.5 * (law.cdf(count) + law.cdf(count - 1)), y.shape)
     except NotImplementedError as error:
-        raise TypeError(
+        raise NoResiduals(
             f"{type(law).__name__} has no cumulative distribution function, which residuals need."
         ) from error

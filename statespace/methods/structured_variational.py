@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ from statespace.methods.iterated import Convergence
 from statespace.methods.lowering import at, dtype_of, stack, steps_of
 from statespace.model import Step, state_names
 from statespace.posteriors.structured import StructuredPosterior
+from statespace.probabilities import NoResiduals
 from statespace.series import Panel, Series
 
 if TYPE_CHECKING:
@@ -74,8 +75,6 @@ class StructuredVariational(eqx.Module):
         decision-making, ICML, section 4; Khan & Lin (2017), Conjugate-computation variational inference,
         AISTATS; Knowles & Minka (2011), Non-conjugate variational message passing, NeurIPS, for the bound.
     """
-
-    predicts: ClassVar[bool] = False
 
     iterations: int = eqx.field(static=True, default=200)
     tolerance: float = eqx.field(static=True, default=1e-6)
@@ -211,7 +210,7 @@ class StructuredVariational(eqx.Module):
 
     def standardised_errors(self, model: Any, series: Series) -> Float[Array, "T m"]:
         """Not there: the law of whole paths holds no one-step predictions."""
-        raise TypeError(
+        raise NoResiduals(
             "StructuredVariational makes no one-step predictions, and so no residuals: those of "
             "ParticleFilter() or, without recurrence, RaoBlackwellised() are of their predictions."
         )

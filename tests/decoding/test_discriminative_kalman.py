@@ -288,3 +288,16 @@ def test_learners_leave_the_regression_alone():
     assert not any(name.startswith("observation") for name in ss.parameters(decoder()))
     said = said_of(decoder().observation, jnp.asarray(Y))
     assert said.precision.shape == (30, 2, 2)
+
+
+@pytest.mark.filterwarnings("ignore::statespace.ConvergenceWarning")
+def test_the_table_of_a_fit_leaves_out_residuals():
+    """There are no one-step predictions of observations."""
+    learner = ss.MaximumLikelihood(max_steps=1, standard_errors=False)
+    made = ss.fit(ss.freeze(decoder(), "initial"), Y, learner=learner)
+    table = made.summary()
+    assert "transition.offset[1]" in table
+    assert "Ljung" not in table
+    assert made.residual_tests() is None
+    with pytest.raises(TypeError, match="has no standardised errors of the observations"):
+        made.residuals()
