@@ -47,6 +47,24 @@ def to_inference_data(
     return az.InferenceData(**datasets)
 
 
+def predictions(forecast: Any, key: Any, draws: int) -> Any:
+    """Drawn paths of a forecast, as ``y`` (chain, draw, time, channel) of the group ``predictions``.
+
+    Args:
+        forecast: with ``sample``, ``times``, ``labels`` and ``names``.
+        key: a PRNG key; None for a fixed one.
+        draws: how many.
+    """
+    require_arviz()
+    import jax
+
+    drawn = forecast.sample(jax.random.key(0) if key is None else key, draws)
+    paths = (("chain", "draw", "time", "channel"), drawn[None])
+    time = time_coordinate(forecast.times, forecast.labels)
+    coords = {"time": time, "channel": list(forecast.names)}
+    return to_inference_data({"predictions": {"y": paths}}, coords)
+
+
 def require_arviz() -> Any:
     """The installed ArviZ.
 

@@ -243,11 +243,12 @@ def standardised_errors(posterior: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     """Standardised one-step prediction errors ``(T, m)`` with the channels' names.
 
     Raises:
-        TypeError: if a posterior does not hold them.
+        TypeError: if a posterior of finite states or regimes never holds them.
+        ValueError: if another does not.
     """
     if hasattr(posterior, "residuals"):  # the result of a learner
         posterior = posterior.residuals()
-    elif hasattr(posterior, "probs"):
+    elif hasattr(posterior, "probs") and not hasattr(type(posterior), "innovations"):
         raise TypeError(
             f"a {type(posterior).__name__} holds the law of the states and not that of the observations, "
             "which prediction errors need: give the result of `ss.fit` instead, or its `residuals()`."

@@ -8,6 +8,7 @@ static under ``jax.jit``, and comes back on every result.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -261,6 +262,24 @@ def moments(times: Any, labels: Labels | None) -> Any:
     if labels is not None and labels.index is not None:
         return labels.index
     return pd.Index(np.asarray(times), name="time")
+
+
+def table(
+    names: Sequence[str], parts: Mapping[str, Any], times: Any, labels: Labels | None
+) -> pd.DataFrame:
+    """A DataFrame over the moments, with columns (name, part).
+
+    Args:
+        names: of the d coordinates.
+        parts: values ``(T, d)`` by what they are, such as mean and std.
+        times: shape ``(T,)``.
+        labels: names of the moments, or None.
+    """
+    import pandas as pd
+
+    arrays = {part: np.asarray(values) for part, values in parts.items()}
+    columns = {(name, part): x[:, i] for i, name in enumerate(names) for part, x in arrays.items()}
+    return pd.DataFrame(columns, index=moments(times, labels))
 
 
 def channel_names(labels: Labels | None, m: int) -> tuple[str, ...]:

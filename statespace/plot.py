@@ -181,8 +181,9 @@ def diagnostics(posterior: Any, *, lags: int | None = None, axes: Any = None) ->
     noise, and the Ljung–Box p value up to each lag.
 
     Args:
-        posterior: of ``filter`` or ``smooth`` of a linear Gaussian model; the result of a learner, of any
-            model (of finite states, normal pseudo-residuals); or standardised errors, ``(T,)`` or ``(T, m)``.
+        posterior: of ``filter`` or ``smooth`` of a linear Gaussian model, or of a switching one by
+            ``GaussianSum`` or ``InteractingMultipleModel``; the result of a learner, of any model (of finite
+            states, normal pseudo-residuals); or standardised errors, ``(T,)`` or ``(T, m)``.
         lags: the largest lag; default the smaller of 20 and a quarter of the errors.
         axes: four Axes for each channel; default: new ones.
 

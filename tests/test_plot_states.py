@@ -1,5 +1,7 @@
 """Pictures of finite-state and switching models show the numbers that they are of."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import matplotlib
 
@@ -91,6 +93,21 @@ def test_regimes_of_a_mixture():
     p = ss.smooth(switching(), y, method=ss.InteractingMultipleModel())
     assert np.asarray(p.most_likely).tolist() == [0] * 7 + [1] * 4
     check_regimes(p)
+    assert p.to_arviz(draws=3)["sample_stats"]["ess"].shape == (11,)
+
+
+def test_errors_of_a_mixture():
+    """The first by hand; a gap has none; a law without predictions says who has them."""
+    filtered = ss.filter(switching(), Y, method=ss.InteractingMultipleModel())
+    errors = np.asarray(filtered.innovations)
+    assert errors.shape == (11, 1)
+    assert np.isnan(errors[8])
+    np.testing.assert_allclose(errors[0], Y[0] / np.hypot(1.0, 0.2))
+    line = ss.plot.diagnostics(filtered)[0, 0].lines[-1]
+    np.testing.assert_array_equal(line.get_ydata(), errors[:, 0])
+    without = dataclasses.replace(filtered, errors=None)
+    with pytest.raises(ValueError, match=r"holds no one-step predictions .*GaussianSum"):
+        ss.plot.diagnostics(without)
 
 
 def test_regimes_of_a_structured_law(posterior):
@@ -114,6 +131,12 @@ def test_regimes_of_a_structured_law(posterior):
     )
     np.testing.assert_array_equal(p.most_likely, posterior.most_likely)
     check_regimes(p)
+    groups = p.to_arviz(draws=3)
+    assert groups["posterior"]["states"].shape == (1, 3, 11, 1)
+    assert groups["posterior"]["regimes"].shape == (1, 3, 11)
+    assert list(groups["observed_data"]["y"].coords["channel"].values) == ["y"]
+    with pytest.raises(TypeError, match="not that of the observations"):
+        ss.plot.diagnostics(p)
 
 
 def test_transitions_of_regimes():

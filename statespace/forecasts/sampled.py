@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from statespace.labels import Labels, channel_names
+from statespace.arviz import predictions
+from statespace.labels import Labels, channel_names, table
 from statespace.model import Step
 from statespace.probabilities import probabilities, tails
 from statespace.scores import Score
@@ -30,6 +31,10 @@ class SampledForecast(eqx.Module):
         @property
         def mean(self) -> Float[Array, "h m"]:
             """``E[y_t | data]``."""
+
+        @property
+        def std(self) -> Float[Array, "h m"]:
+            """Standard deviation of each channel, noise included."""
 
         @property
         def times(self) -> Float[Array, " h"]:
@@ -100,6 +105,28 @@ class SampledForecast(eqx.Module):
         """Bounds of the central interval with this probability, each ``(h, m)``."""
         low, high = self.quantile(tails(level))
         return low, high
+
+    def to_pandas(self, level: float = 0.9) -> Any:
+        """A DataFrame over the moments, with columns (channel, mean | std | lower | upper).
+
+        Args:
+            level: probability of the central interval between lower and upper.
+        """
+        low, high = self.interval(level)
+        parts = {"mean": self.mean, "std": self.std, "lower": low, "upper": high}
+        return table(self.names, parts, self.times, self.labels)
+
+    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
+        """For ArviZ: group ``predictions`` with ``y`` (chain, draw, time, channel).
+
+        Args:
+            key: a PRNG key for the draws; default: a fixed one.
+            draws: how many.
+
+        Raises:
+            ImportError: if ArviZ is not installed.
+        """
+        return predictions(self, key, draws)
 
     def score(self, y: Any, levels: Sequence[float] = (0.5, 0.8, 0.95)) -> Score:
         """Scores against what came: log score, CRPS, absolute error, coverage of intervals.

@@ -203,6 +203,7 @@ class MixtureFilter(eqx.Module):
             means=laws.mean,
             covariances=laws.spread,
             log_weights=laws.log_weights,
+            errors=normal_deviates(made.below, series.channels),
             kernels=back,
             form=law.form,
             kind=kind,

@@ -9,13 +9,12 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from statespace.arviz import require_arviz, time_coordinate, to_inference_data
+from statespace.arviz import predictions, require_arviz, time_coordinate, to_inference_data
 from statespace.conditionals.affine import psd_factor
-from statespace.labels import Labels, channel_names, moments
+from statespace.labels import Labels, channel_names, table
 from statespace.probabilities import probabilities, tails
 from statespace.scores import Score, score_gaussian, whiten
 from statespace.series import as_series
@@ -75,16 +74,9 @@ class Gaussians(eqx.Module):
         Args:
             level: probability of the central interval between lower and upper.
         """
-        import pandas as pd
-
         low, high = self.interval(level)
         parts = {"mean": self.mean, "std": self.std, "lower": low, "upper": high}
-        columns = {
-            (name, part): np.asarray(values)[:, i]
-            for i, name in enumerate(self.names)
-            for part, values in parts.items()
-        }
-        return pd.DataFrame(columns, index=moments(self.times, self.labels))
+        return table(self.names, parts, self.times, self.labels)
 
     def _sample_each(self, key: PRNGKeyArray, draws: int) -> Float[Array, "draws T d"]:
         """Draws that are independent from moment to moment."""
@@ -388,11 +380,7 @@ class Forecast(Gaussians):
         Raises:
             ImportError: if ArviZ is not installed.
         """
-        require_arviz()
-        key = jax.random.key(0) if key is None else key
-        coords = {"time": time_coordinate(self.times, self.labels), "channel": list(self.names)}
-        paths = (("chain", "draw", "time", "channel"), self.sample(key, draws)[None])
-        return to_inference_data({"predictions": {"y": paths}}, coords)
+        return predictions(self, key, draws)
 
 
 @eqx.filter_jit

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from statespace.arviz import require_arviz, time_coordinate, to_inference_data
 from statespace.functionals import Additive
-from statespace.labels import Labels, channel_names, moments
+from statespace.labels import Labels, channel_names, moments, table
 from statespace.model import Step
 from statespace.probabilities import probabilities, tails, weighted_quantile
 
@@ -209,18 +209,15 @@ class ParticlePosterior(eqx.Module):
         Args:
             level: probability of the central interval between lower and upper.
         """
-        import pandas as pd
-
-        index = moments(self.times, self.labels)
         if self.states is not None:
+            import pandas as pd
+
+            index = moments(self.times, self.labels)
             return pd.DataFrame(np.asarray(self.probs), index=index, columns=list(self.names))
         low, high = self.interval(level)
         parts = {"mean": self.mean, "std": self.std, "lower": low, "upper": high}
-        flat = {part: np.asarray(self._flat(x, lead=1)) for part, x in parts.items()}
-        columns = {
-            (name, part): x[:, i] for i, name in enumerate(self.names) for part, x in flat.items()
-        }
-        return pd.DataFrame(columns, index=index)
+        flat = {part: self._flat(x, lead=1) for part, x in parts.items()}
+        return table(self.names, flat, self.times, self.labels)
 
     def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
         """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).

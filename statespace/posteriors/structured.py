@@ -99,38 +99,6 @@ class StructuredPosterior(RegimesAndStates):
             ),
         )
 
-    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
-        """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
-
-        Groups: ``posterior`` with draws of ``states`` (chain, draw, time, state) and ``regimes`` (chain,
-        draw, time); ``observed_data`` with ``y`` (time, channel).
-
-        Args:
-            key: a PRNG key for the draws; default: a fixed one.
-            draws: how many.
-
-        Raises:
-            ImportError: if ArviZ is not installed.
-        """
-        from statespace.arviz import require_arviz, time_coordinate, to_inference_data
-
-        require_arviz()
-        drawn = self.sample(jax.random.key(0) if key is None else key, draws)
-        over = ("chain", "draw", "time")
-        groups = {
-            "posterior": {
-                "states": ((*over, "state"), drawn.state[None]),
-                "regimes": (over, drawn.regime[None]),
-            },
-            "observed_data": {"y": (("time", "channel"), self.y)},
-        }
-        coords = {
-            "time": time_coordinate(self.times, self.labels),
-            "state": list(self.names),
-            "channel": list(self.channel_names),
-        }
-        return to_inference_data(groups, coords)
-
 
 _OVER_TIME = ("mean", "covariance", "probs", "times", "pointwise", "y")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from statespace.arviz import require_arviz, time_coordinate, to_inference_data
 from statespace.conditionals.affine import psd_factor
 from statespace.conditionals.switching import RegimeState
 from statespace.labels import Labels, channel_names, moments
@@ -68,6 +70,46 @@ class RegimesAndStates(Gaussians):
         index = moments(self.times, self.labels)
         return states.join(pd.DataFrame(np.asarray(self.probs), index=index, columns=columns))
 
+    @abstractmethod
+    def sample(self, key: PRNGKeyArray, draws: int = 1) -> RegimeState:
+        """Draws of regimes and states, ``regime`` ``(draws, T)`` and ``state`` ``(draws, T, n)``."""
+
+    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
+        """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
+
+        Groups: ``posterior`` with draws of ``states`` (chain, draw, time, state) and ``regimes`` (chain,
+        draw, time); ``observed_data`` with ``y`` (time, channel). Of mixtures and particles besides
+        ``log_likelihood`` with the one-step predictive log density of ``y`` (time) and ``sample_stats`` with
+        ``ess`` (time).
+
+        Args:
+            key: a PRNG key for the draws; default: a fixed one.
+            draws: how many.
+
+        Raises:
+            ImportError: if ArviZ is not installed.
+        """
+        require_arviz()
+        drawn = self.sample(jax.random.key(0) if key is None else key, draws)
+        over = ("chain", "draw", "time")
+        groups: dict[str, dict[str, Any]] = {
+            "posterior": {
+                "states": ((*over, "state"), drawn.state[None]),
+                "regimes": (over, drawn.regime[None]),
+            },
+            "observed_data": {"y": (("time", "channel"), self.y)},
+        }
+        coords = {
+            "time": time_coordinate(self.times, self.labels),
+            "state": list(self.names),
+            "channel": list(self.channel_names),
+        }
+        return to_inference_data(groups | self._facts(), coords)
+
+    def _facts(self) -> dict[str, dict[str, Any]]:
+        """Further groups for ArviZ."""
+        return {}
+
 
 class SwitchingPosterior(RegimesAndStates):
     """The law of regime and state given the data: N paths of regimes, each with a normal law of the state.
@@ -88,6 +130,8 @@ class SwitchingPosterior(RegimesAndStates):
         log_weights: of the particles, normalised at each moment, shape ``(T, N)``.
         states: joint draws of all states, one for each path of regimes, shape ``(T, N, n)``; None of a
             filtered law.
+        errors: errors of the one-step predictions as standard normal deviates, shape ``(T, m)``; None where
+            the filter leaves no law of the observations.
         kind: "filtered" (given the data up to each moment) or "smoothed" (given all data); the particles of a
             smoothed law are paths: the n-th of all moments go together.
         labels: names of moments and channels, or None.
@@ -109,6 +153,7 @@ class SwitchingPosterior(RegimesAndStates):
     log_weights: Float[Array, "T N"]
     states: Float[Array, "T N n"] | None = None
     components: dict[str, Any] | None = None
+    errors: Float[Array, "T m"] | None = None
     kind: Literal["filtered", "smoothed"] = eqx.field(static=True, default="filtered")
     state_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
 
@@ -116,6 +161,24 @@ class SwitchingPosterior(RegimesAndStates):
     def weights(self) -> Float[Array, "T N"]:
         """Weights of the particles, which sum to one at each moment."""
         return jnp.exp(self.log_weights)
+
+    @property
+    def innovations(self) -> Float[Array, "T m"]:
+        """One-step prediction errors as standard normal deviates: N(0, 1) when the model is right.
+
+        Of each channel by itself, by the probability that the mixture predicted had below what came. NaN
+        where missing.
+
+        Raises:
+            ValueError: if the posterior does not hold them.
+        """
+        if self.errors is None:
+            raise ValueError(
+                "this posterior holds no one-step predictions of the observations: make it with "
+                "`method=GaussianSum()` or InteractingMultipleModel(), or give the result of `ss.fit`, or "
+                "its `residuals()`."
+            )
+        return self.errors
 
     def quantile(self, q: Any) -> Float[Array, "*Q T n"]:
         """Quantiles of each coordinate of the mixture at each moment, by bisection.
@@ -160,40 +223,11 @@ class SwitchingPosterior(RegimesAndStates):
         parts = {name: jax.tree.map(lambda x: x[:size], getattr(self, name)) for name in _OVER_TIME}
         return dataclasses.replace(self, **parts, log_likelihood=parts["pointwise"].sum())
 
-    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 500) -> Any:
-        """For ArviZ: InferenceData (ArviZ < 1) or a DataTree (ArviZ >= 1).
-
-        Groups: ``posterior`` with draws of ``states`` (chain, draw, time, state) and ``regimes`` (chain,
-        draw, time); ``observed_data`` with ``y`` (time, channel); ``log_likelihood`` with the one-step
-        predictive log density of ``y`` (time); ``sample_stats`` with ``ess`` (time).
-
-        Args:
-            key: a PRNG key for the draws; default: a fixed one.
-            draws: how many.
-
-        Raises:
-            ImportError: if ArviZ is not installed.
-        """
-        from statespace.arviz import require_arviz, time_coordinate, to_inference_data
-
-        require_arviz()
-        drawn = self.sample(jax.random.key(0) if key is None else key, draws)
-        over = ("chain", "draw", "time")
-        groups = {
-            "posterior": {
-                "states": ((*over, "state"), drawn.state[None]),
-                "regimes": (over, drawn.regime[None]),
-            },
+    def _facts(self) -> dict[str, dict[str, Any]]:
+        return {
             "log_likelihood": {"y": (("time",), self.pointwise)},
-            "observed_data": {"y": (("time", "channel"), self.y)},
             "sample_stats": {"ess": (("time",), self.ess)},
         }
-        coords = {
-            "time": time_coordinate(self.times, self.labels),
-            "state": list(self.names),
-            "channel": list(self.channel_names),
-        }
-        return to_inference_data(groups, coords)
 
 
 _OVER_TIME = (
@@ -209,6 +243,7 @@ _OVER_TIME = (
     "covariances",
     "log_weights",
     "states",
+    "errors",
 )
 
 

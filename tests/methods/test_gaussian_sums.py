@@ -183,7 +183,14 @@ def ahead():
 
 @pytest.mark.slow
 def test_forecast_is_the_mixture_over_paths(key):
-    got = ss.forecast(MODEL, Y, 2, method=ss.GaussianSum(K ** (T + 2)))
+    method = ss.GaussianSum(K ** (T + 2))
+    got = ss.forecast(MODEL, Y, 2, method=method)
+    low, high = got.interval(0.8)
+    table = got.to_pandas(0.8)
+    assert list(table["y"].columns) == ["mean", "std", "lower", "upper"]
+    np.testing.assert_array_equal(table["y"], np.hstack([got.mean, got.std, low, high]))
+    paths = got.to_arviz(key, 3)["predictions"]["y"]
+    np.testing.assert_array_equal(paths[0], got.sample(key, 3))
     w, mean, variance = ahead()
     centre = w @ mean
     np.testing.assert_allclose(got.mean[:, 0], centre, atol=1e-9)

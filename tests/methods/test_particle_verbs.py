@@ -92,6 +92,8 @@ def test_forecast_gives_paths_quantiles_and_scores():
     made = ss.forecast(models.linear, models.y, 2, method=method, key=key)
     assert made.sample(key, 5).shape == (5, 2, 2)
     np.testing.assert_allclose(made.quantile(0.9), exact.quantile(0.9), atol=0.25)
+    np.testing.assert_allclose(made.to_pandas(), exact.to_pandas(), atol=0.25)
+    assert made.to_arviz(key, 3)["predictions"]["y"].shape == (1, 3, 2, 2)
     new = np.zeros((2, 2))
     found, truth = made.score(new), exact.score(new)
     np.testing.assert_allclose(found.pointwise.sum(), truth.pointwise.sum(), atol=0.3)

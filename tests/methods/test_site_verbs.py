@@ -185,6 +185,10 @@ def test_forecasts_of_ordered_grades():
     np.testing.assert_allclose(scores, np.log(p), atol=5e-3)
     draws = np.asarray(made.sample(jax.random.key(0), 4000)).ravel().astype(int)
     np.testing.assert_allclose(np.bincount(draws) / 4000, p, atol=0.03)
+    table = made.to_pandas()["y"]
+    assert table.index.tolist() == [4.0]
+    assert table[["lower", "upper"]].to_numpy().tolist() == [[0.0, 2.0]]
+    np.testing.assert_allclose(table[["mean", "std"]], np.hstack([made.mean, made.std]))
 
 
 @pytest.mark.parametrize(
