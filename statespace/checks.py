@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +92,36 @@ def require_support(
     require_finite(name, value)
     if known(value) and not np.all(inside(value)):
         raise ValueError(f"`{name}` must {description}, got {np.asarray(value)}.")
+
+
+def require_arguments(name: str, function: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    """Refuse a function that cannot be called with so many arguments.
+
+    Raises:
+        TypeError: naming the function, the arguments it takes and those expected.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some functions written in C nothing is known
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a function of ({', '.join(arguments)}), but its arguments are {signature}."
+        ) from None
+
+
+def require_whole(name: str, owner: str, value: Any, least: int = 1) -> None:
+    """Refuse a setting that is no whole number, or too small.
+
+    Raises:
+        ValueError: naming the setting, its owner and its value.
+    """
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(
+            f"`{name}` of {owner} must be a whole number of at least {least}, got {value!r}."
+        )
 
 
 def is_lower_with_positive_diagonal(x: Float[Array, "*b m k"]) -> Bool[Array, "*b"]:

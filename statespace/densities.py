@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from statespace.checks import require_arguments
+from statespace.dependence import dependence
 
 
 def log_density(law: Any, y: Float[Array, " m"]) -> Float[Array, ""]:
@@ -91,16 +96,47 @@ def shape_of(law: Any) -> tuple[int, ...]:
     return tuple(law.batch_shape) + tuple(law.event_shape)
 
 
-def check_law(law: Any, y: np.ndarray) -> None:
-    """Refuse rows that are no values of a law.
+def law_at(conditional: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> Any:
+    """The law that a conditional gives.
 
     Args:
-        law: a distribution.
-        y: shape ``(T, m)``.
+        conditional: a function.
+        arguments: what it is called with, by the names to be used in errors.
+        name: of the conditional, for errors.
 
     Raises:
+        TypeError: if it takes other arguments, or gives no distribution.
+    """
+    require_arguments(name, conditional, tuple(arguments))
+    law = conditional(*arguments.values())
+    if not hasattr(law, "log_prob"):
+        shape = getattr(law, "shape", None)
+        given = type(law).__name__ if shape is None else f"an array of shape {shape}"
+        raise TypeError(
+            f"{name} must give a distribution, one of numpyro.distributions, got {given}."
+        )
+    return law
+
+
+def check_law(
+    conditional: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    y: np.ndarray,
+    name: str = "`observation` of the model",
+) -> None:
+    """Refuse rows that are no values of a conditional's law.
+
+    Args:
+        conditional: a function that gives a distribution.
+        arguments: some that it may be called with, by name.
+        y: shape ``(T, m)``.
+        name: of the conditional, for errors.
+
+    Raises:
+        TypeError: if the conditional gives no distribution.
         ValueError: naming both shapes, or the values at fault.
     """
+    law = law_at(conditional, arguments, name)
     m, shape = y.shape[1], shape_of(law)
     fits = math.prod(shape) == m if reads_nan(law) else shape == (m,) or (shape == () and m == 1)
     if not fits:
@@ -108,10 +144,53 @@ def check_law(law: Any, y: np.ndarray) -> None:
             f"the data have {m} channel{'s' * (m != 1)}, but `observation` of the model gives values of "
             f"shape {shape}."
         )
-    while hasattr(law, "base_dist"):
+    base = law
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if hasattr(base, "check_values"):
+        base.check_values(y)
+    else:
+        _check_support(conditional, arguments, y)
+
+
+def _check_support(
+    conditional: Callable[..., Any], arguments: Mapping[str, Any], y: np.ndarray
+) -> None:
+    """Refuse values outside a law's support, where that is the same whatever the arguments."""
+    from numpyro.distributions import constraints
+
+    law = of_one_event(conditional(*arguments.values()))
+    support = getattr(law, "support", None)
+    # a density of angles goes on beyond one turn
+    if support is None or support is constraints.circular:
+        return
+    bounds = jax.tree.leaves(support)
+    if any(isinstance(x, jax.core.Tracer) for x in bounds):
+        return
+    if any(isinstance(x, jax.Array) for x in bounds):
+        bounds_at = lambda *a: jax.tree.leaves(of_one_event(conditional(*a)).support)
+        program: Any = jax.make_jaxpr(bounds_at)(*arguments.values())
+        if any(dependence(program.jaxpr, [True] * len(program.jaxpr.invars))):
+            return
+    support = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, support)
+    missing = np.isnan(y)
+    inside = np.asarray(support(y))
+    bad = np.argwhere(~(inside | (missing.any(axis=1) if inside.ndim == 1 else missing)))
+    if len(bad):
+        first = tuple(bad[0].tolist())
+        raise ValueError(
+            f"observations of {type(law).__name__} must be in its support, {support!r} (NaN where missing), "
+            f"but y[{', '.join(map(str, first))}] is {y[first]} ({len(bad)} such entries)."
+        )
+
+
+def of_one_event(law: Any) -> Any:
+    """The law of which others are independent copies."""
+    import numpyro.distributions as dist
+
+    while isinstance(law, dist.Independent | dist.ExpandedDistribution):
         law = law.base_dist
-    if hasattr(law, "check_values"):
-        law.check_values(y)
+    return law
 
 
 def _possible(law: Any, y: Array, seen: Bool[Array, " m"]) -> Array:

@@ -22,7 +22,7 @@ from statespace.chains.gaussian import Form
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import root
 from statespace.conditionals.affine import psd_factor
-from statespace.densities import mean_and_variance
+from statespace.densities import law_at, mean_and_variance, of_one_event
 from statespace.dependence import dependence
 
 _FEW = 2048  # products up to which a sum over points is written out
@@ -349,7 +349,8 @@ def moments_of(conditional: Any, step: Any, form: Form, name: str) -> Moments:
     """
 
     def moments(x: Array) -> tuple[Array, Array]:
-        return mean_and_noise(conditional(x, step), form, name)
+        law = law_at(conditional, {"state": x, "step": step}, f"`{name}` of the model")
+        return mean_and_noise(law, form, name)
 
     return moments
 
@@ -362,9 +363,7 @@ def mean_and_noise(law: Any, form: Form, name: str) -> tuple[Array, Array]:
     """
     import numpyro.distributions as dist
 
-    base = law
-    while isinstance(base, dist.Independent | dist.ExpandedDistribution):
-        base = base.base_dist
+    base = of_one_event(law)
     if isinstance(base, dist.MultivariateNormal | dist.MultivariateStudentT):
         factor = base.scale_tril
         if isinstance(base, dist.MultivariateStudentT):

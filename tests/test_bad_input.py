@@ -29,6 +29,30 @@ def trend():
     return ss.LocalLinearTrend(level_scale=1.0, slope_scale=1.0, noise_scale=1.0)
 
 
+def seen_as(law, method, y=Y):
+    """Inference where an observation has this law."""
+    return lambda: ss.smooth(model(observation=law), y, method=method, key=jax.random.key(0))
+
+
+def ordinal(eta):
+    return dist.OrderedLogistic(eta, jnp.array([-1.0, 1.0]))
+
+
+GradedY = np.array([0.0, 1.0, np.nan, 2.0, 3.0])
+SWITCHING = ss.SwitchingLinearGaussian(
+    initial_probs=[0.5, 0.5],
+    transition=[[0.9, 0.1], [0.1, 0.9]],
+    matrix=[[[0.9]], [[0.5]]],
+    scale=[[0.1], [1.0]],
+    observation_matrix=[[[1.0]]],
+    observation_scale=[[0.3]],
+)
+WIDE = ss.GeneralisedLinear(jnp.ones((1, 3)))
+SINE = lambda x, step: jnp.sin(x[:1])
+ONE_ARGUMENT = lambda x: dist.Normal(x[:1], 1.0).to_event(1)
+CAUCHY = lambda x, step: dist.Cauchy(x[:1], 1.0).to_event(1)
+STUDENT = lambda x, step: dist.StudentT(1.5, x[:1], 1.0).to_event(1)
+
 NOT_PSD = jnp.array([[1.0, 2.0], [2.0, 1.0]])
 
 REFUSED = {
@@ -252,6 +276,86 @@ REFUSED = {
         TypeError,
         r"three attributes initial, transition and observation; int",
     ),
+    # conditionals that do not do what a method needs
+    "a category that there is not": (
+        seen_as(ss.GeneralisedLinear([[1.0, 0.0]], family=ordinal), ss.Laplace(), GradedY),
+        ValueError,
+        r"observations of OrderedLogistic .*lower_bound=0, upper_bound=2.*y\[4, 0\] is 3\.0 \(1 such",
+    ),
+    "a negative waiting time": (
+        seen_as(lambda x, step: dist.Gamma(2.0, jnp.exp(x[:1])).to_event(1), ss.Laplace()),
+        ValueError,
+        r"observations of Gamma must be in its support, Positive.*y\[2, 0\] is -0\.3",
+    ),
+    "a switching model for a Gaussian method": (
+        lambda: ss.smooth(SWITCHING, Y, method=ss.ExtendedKalman()),
+        TypeError,
+        r"Switching.*InteractingMultipleModel\(\), GaussianSum\(\), StructuredVariational.*RaoBlackw",
+    ),
+    "a switching model for Laplace's method": (
+        lambda: ss.smooth(SWITCHING, Y, method=ss.Laplace()),
+        TypeError,
+        r"its `initial` is Switching.*InteractingMultipleModel",
+    ),
+    "a generalised linear observation of another state": (
+        seen_as(WIDE, ss.Laplace(), abs(np.round(Y))),
+        ValueError,
+        r"`observation` .*\(1, 3\).*2 coordinates: expected \(1, 2\)",
+    ),
+    "the same, linearised": (
+        seen_as(WIDE, ss.ExtendedKalman()),
+        ValueError,
+        r"`observation` .*\(1, 3\).*expected \(1, 2\)",
+    ),
+    "an observation that gives an array": (
+        seen_as(SINE, ss.ExtendedKalman()),
+        TypeError,
+        r"`observation` of the model must give a distribution.*got an array of shape \(1,\)",
+    ),
+    "an observation that gives an array to Laplace's method": (
+        seen_as(SINE, ss.Laplace()),
+        TypeError,
+        r"`observation` of the model must give a distribution",
+    ),
+    "a family that gives an array": (
+        seen_as(ss.GeneralisedLinear([[1.0, 0.0]], family=jnp.exp), ss.Laplace()),
+        TypeError,
+        r"`family` of GeneralisedLinear must give a distribution",
+    ),
+    "an observation of one argument": (
+        seen_as(ONE_ARGUMENT, ss.SigmaPointKalman()),
+        TypeError,
+        r"`observation` .*function of \(state, step\), but its arguments are \(x\)",
+    ),
+    "a transition of one argument": (
+        lambda: ss.filter(
+            model(transition=lambda x: dist.Normal(x, 1.0).to_event(1)),
+            Y,
+            method=ss.ParticleFilter(10),
+            key=jax.random.key(0),
+        ),
+        TypeError,
+        r"`transition` .*function of \(state, step\), but its arguments are \(x\)",
+    ),
+    "a law without a mean": (
+        seen_as(CAUCHY, ss.ExtendedKalman()),
+        TypeError,
+        r"ExtendedKalman .*`observation` .*Cauchy.*Laplace\(\), ExpectationPropagation\(\) or particles",
+    ),
+    "a law without a variance": (
+        seen_as(STUDENT, ss.SigmaPointKalman()),
+        TypeError,
+        r"SigmaPointKalman .*StudentT.*Laplace",
+    ),
+    "a transition without a mean": (
+        lambda: ss.smooth(
+            model(transition=lambda x, step: dist.Cauchy(x, 1.0).to_event(1)),
+            Y,
+            method=ss.IteratedSmoother(),
+        ),
+        TypeError,
+        r"`transition` .*Cauchy.*use particles",
+    ),
     # nothing, or too little
     "an empty series": (
         lambda: ss.smooth(model(), np.zeros(0)),
@@ -363,6 +467,15 @@ def test_message(what):
     attempt, error, message = REFUSED[what]
     with pytest.raises(error, match=f"(?s){message}"):
         attempt()
+
+
+def test_a_support_that_moves_with_the_state_refuses_nothing():
+    """It is known at no state in particular."""
+    around = lambda x, step: dist.Uniform(x[:1] - 5.0, x[:1] + 5.0).to_event(1)
+    found = ss.filter(
+        model(observation=around), Y + 4.5, method=ss.ParticleFilter(50), key=jax.random.key(0)
+    )
+    assert np.isfinite(found.log_likelihood)
 
 
 def test_one_moment_is_enough_where_the_prior_is_proper():

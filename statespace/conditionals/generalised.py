@@ -207,7 +207,8 @@ class GeneralisedLinear(eqx.Module):
         """
         if self.custom is not None:
             if self.channels is not None:
-                check_law(self.custom(jnp.zeros(self.channels)), np.asarray(y))
+                eta = {"predictors": jnp.zeros(self.channels)}
+                check_law(self.custom, eta, np.asarray(y), "`family` of GeneralisedLinear")
             return
         if self.channels is not None and y.shape[-1] != self.channels:
             raise ValueError(

@@ -12,6 +12,7 @@ from statespace.chains import gaussian
 from statespace.conditionals.affine import AffineGaussian, Gaussian, psd_factor
 from statespace.conditionals.diffusion import LinearDiffusion
 from statespace.conditionals.discriminative import Discriminative
+from statespace.conditionals.switching import RegimeLaw, Switching
 from statespace.model import Step
 from statespace.series import Series
 
@@ -83,6 +84,8 @@ def linear(model: Any, name: str, method: str = "Kalman") -> Any:
             "Kalman does not fit this model: its `observation` is a LinearDiffusion, which says how a state "
             "moves over an interval; exact inference needs an AffineGaussian there."
         )
+    if isinstance(conditional, Switching):
+        raise _switches(name)
     if isinstance(conditional, Discriminative):
         raise TypeError(
             f"Kalman does not fit this model: its `{name}` is Discriminative, p(x | y) in place of p(y | x); "
@@ -109,6 +112,8 @@ def initial_law(model: Any, step: Step) -> Gaussian:
     import numpyro.distributions as dist
 
     law = law if isinstance(law, dist.Distribution) else law(step)
+    if isinstance(law, RegimeLaw):
+        raise _switches("initial")
     base = law
     while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):
         base = base.base_dist
@@ -121,6 +126,14 @@ def initial_law(model: Any, step: Step) -> Gaussian:
         f"Kalman does not fit this model: its `initial` is {type(law).__name__} with batch shape "
         f"{law.batch_shape} and event shape {law.event_shape}; exact inference needs "
         "statespace.Gaussian, MultivariateNormal or Normal(...).to_event(1) over a state of shape (n,)."
+    )
+
+
+def _switches(name: str) -> TypeError:
+    return TypeError(
+        f"the method does not fit this model: its `{name}` is Switching, and a state with a regime is not "
+        "Gaussian. Use InteractingMultipleModel(), GaussianSum(), StructuredVariational() or "
+        "RaoBlackwellised(); where the regime depends on the state, one of the last two."
     )
 
 
@@ -147,6 +160,18 @@ def check_transition(initial: Gaussian, transition: Any, step: Step) -> None:
     here = _shapes_at("transition", transition, step).matrix.shape
     if here != (n, n):
         raise _misfit("transition", here, n, n)
+
+
+def require_columns(name: str, conditional: Any, state: Array, step: Step) -> None:
+    """Refuse a matrix that is for states of another size, where a conditional has one."""
+    if hasattr(conditional, "at"):
+        here = _shapes_at(name, conditional, step).matrix.shape
+    elif hasattr(conditional, "predictor"):
+        here = jax.eval_shape(conditional.predictor, step)[0].shape
+    else:
+        return
+    if here[-1:] != state.shape:
+        raise _misfit(name, here, len(state), here[0])
 
 
 def check_diffuse(initial: Gaussian, series: Series) -> None:

@@ -25,7 +25,7 @@ from statespace.methods.gaussian_lowering import (
 )
 from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
 from statespace.methods.kalman import Kalman
-from statespace.methods.linearised import make_affine, noise_at, proper
+from statespace.methods.linearised import check_conditional, make_affine, proper
 from statespace.methods.lowering import at, dtype_of, stack, steps_of
 from statespace.methods.potentials import check_observations, first_step, with_history
 from statespace.methods.site_filter import SiteRun, observation_moments, run, together
@@ -117,13 +117,8 @@ class SiteMethod(GaussianMethod):
         if hasattr(model.transition, "at"):
             check_transition(law, model.transition, step)
         else:
-            look = lambda x: noise_at(model.transition, step, x, "covariance", "transition")[0]
-            shape = jax.eval_shape(look, law.mean).shape
-            if shape != law.mean.shape:
-                raise ValueError(
-                    f"`transition` of the model gives values of shape {shape}, but the state has "
-                    f"{len(law.mean)}: expected {law.mean.shape}."
-                )
+            n = len(law.mean)
+            check_conditional(model.transition, "transition", step, law.mean, n, name)
         check_observations(model.observation, data, None, step, law.mean)
 
     def log_likelihood(self, model: Any, series: Series) -> Float[Array, ""]:

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from statespace import angles
 from statespace.chains import gaussian
 from statespace.chains.gaussian.covariances import full_carry
+from statespace.densities import law_at, of_one_event
 from statespace.linearisation import Affine, Linearisation, Moments, mean_and_noise, moments_of
-from statespace.methods.gaussian_lowering import initial_law, noise
+from statespace.methods.gaussian_lowering import initial_law, noise, require_columns
 from statespace.methods.lowering import at, dtype_of, steps_of
 from statespace.model import Step
 from statespace.series import Panel, Series
@@ -87,7 +89,7 @@ def noise_at(
     if hasattr(conditional, "at"):
         here = conditional.at(step)
         return here.matrix @ x + here.offset, noise(here, form)
-    return mean_and_noise(conditional(x, step), form, name)
+    return moments_of(conditional, step, form, name)(x)
 
 
 def check_conditionals(model: Any, data: Series | Panel, method: str) -> None:
@@ -101,15 +103,70 @@ def check_conditionals(model: Any, data: Series | Panel, method: str) -> None:
     step = at(steps_of(series)[0], 0)
     law = proper(initial_law(model, step), method)
     n, m = law.mean.shape[0], series.channels.shape[1]
-    for name, rows in (("transition", n), ("observation", m)):
-        conditional = getattr(model, name)
-        look = lambda x, c=conditional, name=name: noise_at(c, step, x, "covariance", name)
-        shape = jax.eval_shape(look, law.mean)[0].shape
-        if shape != (rows,):
-            what = f"the data have {m} channels" if name == "observation" else f"the state has {n}"
-            raise ValueError(
-                f"`{name}` of the model gives values of shape {shape}, but {what}: expected ({rows},)."
-            )
+    check_conditional(model.transition, "transition", step, law.mean, n, method)
+    check_conditional(model.observation, "observation", step, law.mean, m, method)
+
+
+def check_conditional(
+    conditional: Any, name: str, step: Step, mean: Float[Array, " n"], rows: int, method: str
+) -> None:
+    """Refuse a conditional without a mean and a covariance, or of another shape.
+
+    Args:
+        conditional: of a model.
+        name: which of them it is.
+        step: the first one.
+        mean: of the first state.
+        rows: number of values that it should give.
+        method: the name of the method that makes it affine.
+
+    Raises:
+        TypeError: if it gives no distribution, or one without a finite mean and covariance.
+        ValueError: naming the shapes.
+    """
+    require_columns(name, conditional, mean, step)
+    kinds: list[type] = []
+
+    def look(x: Array) -> Array:
+        if hasattr(conditional, "at"):
+            return noise_at(conditional, step, x, "covariance", name)[0]
+        law = law_at(conditional, {"state": x, "step": step}, f"`{name}` of the model")
+        kinds.append(type(of_one_event(law)))
+        return mean_and_noise(law, "covariance", name)[0]
+
+    shape = jax.eval_shape(look, mean).shape
+    if shape != (rows,):
+        seen = name == "observation"
+        what = f"the data have {rows} channels" if seen else f"the state has {rows}"
+        raise ValueError(
+            f"`{name}` of the model gives values of shape {shape}, but {what}: expected ({rows},)."
+        )
+    if kinds:
+        _check_moments(conditional, kinds[-1], step, mean, name, method)
+
+
+def _check_moments(
+    conditional: Any, kind: type, step: Step, mean: Array, name: str, method: str
+) -> None:
+    """Refuse a law with tails so heavy that it has no mean or no variance."""
+    import numpyro.distributions as dist
+
+    heavy = (dist.Cauchy, dist.HalfCauchy, dist.StudentT, dist.MultivariateStudentT)
+    if not issubclass(kind, (*heavy, dist.Pareto, dist.InverseGamma, dist.Levy)):
+        return
+    law = conditional(mean, step)
+    parts = (law, *mean_and_noise(law, "covariance", name))
+    leaves = jax.tree.leaves(parts)
+    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        return
+    finite = [bool(np.isfinite(np.asarray(x)).all()) for x in leaves]
+    if all(finite[:-2]) and not all(finite):  # parameters are, moments are not
+        others = "Laplace(), ExpectationPropagation() or " * (name == "observation")
+        raise TypeError(
+            f"{method} replaces laws by their mean and covariance, but `{name}` of the model gives "
+            f"{kind.__name__}, of which not both are finite here: use {others}"
+            "particles, such as BackwardSampling()."
+        )
 
 
 class Nominal(NamedTuple):

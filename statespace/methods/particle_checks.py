@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from statespace.checks import require_arguments
 from statespace.conditionals import aggregates
 from statespace.conditionals.affine import AffineGaussian
 from statespace.conditionals.finite import FiniteTransition
@@ -95,6 +96,7 @@ def _first_state(model: Any, data: Series | Panel, step: Step) -> Any:
 
 
 def _check_transition(model: Any, state: Any, step: Step) -> None:
+    require_arguments("`transition` of the model", model.transition, ("state", "step"))
     law = eqx.filter_eval_shape(model.transition, state, step)
     if not hasattr(law, "sample"):
         raise TypeError(

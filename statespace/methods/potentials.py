@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from statespace.densities import check_law, log_density, marginal
 from statespace.emissions.base import lagged
+from statespace.methods.gaussian_lowering import require_columns
 from statespace.methods.lowering import at
 from statespace.model import Step
 from statespace.series import Panel, Series
@@ -66,6 +67,8 @@ def check_observations(
         )
     if isinstance(data.y, jax.core.Tracer):
         return
+    if states is None:
+        require_columns("observation", observation, state, step)
     m = data.channels.shape[-1]
     y = np.asarray(data.y).reshape(-1, m)
     if hasattr(observation, "check"):
@@ -73,7 +76,7 @@ def check_observations(
         return
     if getattr(observation, "lags", 0):
         step = step._replace(history=jnp.full((observation.lags, m), jnp.nan, data.y.dtype))
-    check_law(observation(state, step), y)
+    check_law(observation, {"state": state, "step": step}, y)
     missing = np.isnan(y)
     partly = missing.any(axis=1) & ~missing.all(axis=1)
     if partly.any() and not marginal(observation(state, step)):
