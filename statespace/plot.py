@@ -17,6 +17,7 @@ from statespace.canvas import ACCENT, DATA, FAINT, MAIN
 from statespace.chains.gaussian import Sites
 from statespace.diagnostics import autocorrelation, ljung_box, standardised_errors, trim
 from statespace.forecasts.sampled import SampledForecast
+from statespace.labels import channel_names
 from statespace.panels import PanelPosterior
 from statespace.plot_particles import particles, update_rates
 from statespace.plot_states import dwell_times, states, transitions, weight_filters, weights
@@ -56,8 +57,9 @@ def smoothed(
         posterior: of ``smooth``.
         data: the recording, to draw in place of the one that the posterior holds.
         level: probability of the band, or of several nested ones.
-        states: draw the states in place of the channels: all of them, or those named. Of a posterior by
-            particles or of a switching model states are drawn in any case.
+        states: draw the states in place of the channels: all of them, or those named. Where the states say
+            the observations by no linear signal (counts, switching models, particles) they are drawn in any
+            case, by default below the channels of ``data`` where it is given.
         axes: one Axes for each panel; default: new ones, one below the other.
 
     Returns:
@@ -249,19 +251,29 @@ def _bands(
     _require(posterior, GaussianPosterior | ParticlePosterior | RegimesAndStates, "posterior")
     # particles, mixtures and sites in place of observations know of no linear signal
     sites = isinstance(getattr(getattr(posterior, "chain", None), "potentials", None), Sites)
-    states = states or sites or not isinstance(posterior, GaussianPosterior)
+    signal = isinstance(posterior, GaussianPosterior) and not sites
+    above = data is not None and states is False and not signal
+    states = states or not signal
     levels = np.atleast_1d(level)
     law = posterior if states else posterior.signal
     chosen = list(range(len(law.names)))
     if states is not False and states is not True:
         chosen = [_position(name, law.names) for name in states]
-    panels = canvas.panels(len(chosen), axes, height=2.6)
     x = canvas.positions(posterior.times, posterior.labels)
-    y, at = posterior.y, x
+    y, at, labels = posterior.y, x, posterior.labels
     if data is not None:
         series = as_series(data)
-        y, at = series.channels, canvas.positions(series.times, series.labels)
-    for ax, i in zip(panels, chosen):
+        y, at, labels = (
+            series.channels,
+            canvas.positions(series.times, series.labels),
+            series.labels,
+        )
+    channels = channel_names(labels, y.shape[1]) if above else ()
+    panels = canvas.panels(len(channels) + len(chosen), axes, height=2.6)
+    for i, (ax, name) in enumerate(zip(panels, channels)):
+        canvas.observations(ax, at, np.asarray(y)[:, i])
+        canvas.dress(ax, labels, name)
+    for ax, i in zip(panels[len(channels) :], chosen):
         if y is not None and not states:
             canvas.observations(ax, at, np.asarray(y)[:, i])
         elif y is not None:

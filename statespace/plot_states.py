@@ -84,7 +84,8 @@ def transitions(
 ) -> Any:
     """The transition graph: states on a circle, their size by how often they are visited in the long run.
 
-    An arrow's width is the probability of the move; a state's own number is that of staying.
+    An arrow's width is the probability of the move; a state's own number is that of staying, which the
+    picture says below.
 
     Args:
         model: a model of a finite state, or a switching one, whose transitions do not vary, a fitted result
@@ -125,6 +126,8 @@ def transitions(
         axes.add_patch(plt.Circle(at[k], radius[k], color=colours[k], lw=0, zorder=3))
         label = f"{names[k]}\n{matrix[k, k]:.2f}"
         axes.text(*at[k], label, ha="center", va="center", color="white", fontsize=9, zorder=4)
+    says = "in a circle: probability to stay" + ("; at an arrow: to move" if count > 1 else "")
+    axes.text(0, -1.5, says, ha="center", va="bottom", fontsize=8, color=DATA)
     axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
     axes.axis("off")
     return axes
@@ -135,12 +138,13 @@ def dwell_times(
 ) -> Any:
     """How long each state lasts along the most likely path, beside the geometric law of its transitions.
 
-    Stays that the recording cuts off at its ends are left out.
+    Stays that the recording cuts off at its ends are left out. Bars are the wider the fewer there are.
 
     Args:
         posterior: of ``smooth`` on a model of a finite state or a switching model, or a panel of them.
         model: whose transition matrix gives the geometric law; None for none.
-        longest: moments on the abscissa; default: the longest stay.
+        longest: moments on the abscissa; default: of each state its longest stay, and where none is complete
+            the moments in which nineteen of twenty end by the geometric law.
         axes: one Axes for each state; default: new ones.
 
     Returns:
@@ -157,19 +161,24 @@ def dwell_times(
     stays = [stay for part in parts for stay in _stays(np.asarray(part.most_likely))]
     matrix = None if model is None else _matrix(getattr(model, "model", model))
     panels, names = canvas.grid((1, count), axes, "one for each state").ravel(), _names(parts[0])
-    reach = longest or max((length for _, length in stays), default=1)
-    bins = np.unique(np.round(np.linspace(0.5, reach + 0.5, min(reach, 25) + 1)) + 0.5)
     for k, (ax, colour) in enumerate(zip(panels, palette(count))):
         lengths = [length for state, length in stays if state == k]
+        reach = longest or max(lengths, default=0)
         if lengths:
+            bins = _bins(lengths, reach)
             ax.hist(lengths, bins, density=True, color=colour, alpha=0.6, ec="white", lw=0.6)
         if matrix is not None:
-            n = np.arange(1, reach + 1)
             stay = matrix[k, k]
+            reach = reach or _most(stay, max(len(part) for part in parts))
+            n = np.arange(1, reach + 1)
             ax.plot(n, (1 - stay) * stay ** (n - 1), color=DATA, lw=1.2, label="geometric")
             ax.legend(**canvas.LEGEND)
+        elif not lengths:
+            ax.set(xticks=[], yticks=[])
+        ax.set_ylim(bottom=0)
         ax.set(xlabel="moments", ylabel="density" if k == 0 else "")
-        ax.set_title(f"{names[k]}: {len(lengths)} stays", **canvas.TITLE)
+        said = f"{len(lengths) or 'no complete'} stay{'s' * (len(lengths) > 1)}"
+        ax.set_title(f"{names[k]}: {said}", **canvas.TITLE)
     return panels
 
 
@@ -315,6 +324,19 @@ def _stays(path: np.ndarray) -> list[tuple[int, int]]:
     """State and length of each stay that begins and ends inside the recording."""
     changes = np.flatnonzero(np.diff(path)) + 1
     return [(int(path[a]), int(b - a)) for a, b in pairwise(changes)]
+
+
+def _bins(lengths: Sequence[int], reach: int) -> np.ndarray:
+    """Edges between whole numbers of moments, by Rice's rule for the number of bins."""
+    width = max(1, int(np.ceil(reach / np.ceil(2 * len(lengths) ** (1 / 3)))))
+    return np.arange(0.5, reach + width, width)
+
+
+def _most(stay: float, most: int) -> int:
+    """In how many moments nineteen of twenty stays end, from 10 to the length of the recording."""
+    if not 0 < stay < 1:
+        return 10 if stay <= 0 else most
+    return max(10, min(most, int(np.ceil(np.log(0.05) / np.log(stay)))))
 
 
 def _arrow(

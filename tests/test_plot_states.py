@@ -85,6 +85,10 @@ def check_regimes(p):
     assert legend == ["missing", "90% interval", *(f"regime {k}" for k in range(count))]
     assert len(ss.plot.states(p, observed=False)) == 2
     assert ss.plot.smoothed(p).get_ylabel() == "level"
+    above, under = ss.plot.smoothed(p, p.y)
+    assert [above.get_ylabel(), under.get_ylabel()] == ["y", "level"]
+    np.testing.assert_array_equal(above.lines[0].get_ydata(), p.y[:, 0])
+    assert ss.plot.smoothed(p, p.y, states=True).get_ylabel() == "level"
     assert ss.plot.dwell_times(p)[1].get_title(loc="left").startswith("regime 1: ")
 
 
@@ -141,7 +145,8 @@ def test_regimes_of_a_structured_law(posterior):
 
 def test_transitions_of_regimes():
     texts = [t.get_text() for t in ss.plot.transitions(switching()).texts]
-    assert {"0\n0.90", "1\n0.80", "0.10", "0.20"} == set(texts)
+    assert {"0\n0.90", "1\n0.80", "0.10", "0.20"} < set(texts)
+    assert texts[-1] == "in a circle: probability to stay; at an arrow: to move"
 
 
 def test_transitions():
@@ -160,12 +165,19 @@ def test_transitions():
 def test_dwell_times(posterior):
     panels = ss.plot.dwell_times(posterior, model(), longest=6)
     assert [ax.get_title(loc="left") for ax in panels] == [
-        "state 0: 0 stays",  # the first and the last are cut off
+        "state 0: no complete stay",  # the first and the last are cut off
         "state 1: 2 stays",
-        "state 2: 1 stays",
+        "state 2: 1 stay",
     ]
+    # Rice: twice the cube root of 2 stays, rounded up, are 3 bars of 2 moments each.
+    assert [bar.get_x() for bar in panels[1].patches] == [0.5, 2.5, 4.5]
     x, y = panels[1].lines[0].get_data()
     np.testing.assert_allclose(y, 0.4 * 0.6 ** (x - 1))
+    freely = ss.plot.dwell_times(posterior, model())
+    x, y = freely[0].lines[0].get_data()  # 0.8 ** 13.4 is 1 / 20, but there are only 11 moments
+    np.testing.assert_array_equal(x, np.arange(1, 12))
+    np.testing.assert_allclose(y, 0.2 * 0.8 ** (x - 1))
+    assert not len(ss.plot.dwell_times(posterior)[0].get_xticks())
 
 
 def test_forecast_of_a_mixture():
