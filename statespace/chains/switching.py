@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from statespace.chains.gaussian.covariances import predict, root
 from statespace.chains.gaussian.mixtures import (
     Components,
     collapse,
     covariances,
+    parted,
     similar,
     spreads,
 )
@@ -76,11 +77,11 @@ def start(law: Law, step: Any, size: int, mixed: bool) -> Components:
     return jax.tree.map(wide, first)._replace(log_weights=wide_weights)
 
 
-def advance(law: Law, before: Components, step: Any, mixed: bool) -> Components:
-    """The next states before their observation, ``(K, B)``: in each regime, from every component before.
+def enter(law: Law, before: Components, step: Any, mixed: bool) -> Components:
+    """The states before in each next regime, ``(K, B)``, weighed by how likely it follows theirs.
 
-    Where the components are ``mixed`` those that go to one regime are merged before they move (the
-    interaction of Blom & Bar-Shalom 1988), so that B is 1.
+    Where the components are ``mixed`` those that go to one regime are merged (the interaction of Blom &
+    Bar-Shalom 1988), so that B is 1.
     """
     into = jnp.moveaxis(before.log_weights[:, None] + law.logs(step)[before.regime], 1, 0)
     rows = []
@@ -94,6 +95,15 @@ def advance(law: Law, before: Components, step: Any, mixed: bool) -> Components:
             every = jnp.zeros_like(before.regime)
             here = collapse(here._replace(log_weights=given - total), every, 1, law.form)
             here = here._replace(log_weights=jnp.where(reached, total, -jnp.inf)[None])
+        rows.append(here)
+    return jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+
+def advance(law: Law, entered: Components, step: Any) -> Components:
+    """The next states before their observation, ``(K, B)``."""
+    rows = []
+    for k in range(law.regimes):
+        here = jax.tree.map(lambda x, k=k: x[k], entered)
 
         def ahead(mean: Array, spread: Array, k: int = k) -> tuple[Array, Array]:
             f, b, q = law.moves(k, step, mean, spread)
@@ -104,14 +114,21 @@ def advance(law: Law, before: Components, step: Any, mixed: bool) -> Components:
     return jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
 
-def observe(law: Law, predicted: Components, step: Any, y: Float[Array, " m"], size: int) -> Moment:
-    """The moment after its observation, with the candidates merged to N components."""
+def see(
+    law: Law, predicted: Components, step: Any, y: Float[Array, " m"]
+) -> tuple[Components, Float[Array, ""], Float[Array, " m"]]:
+    """What becomes of predictions when they are observed.
+
+    Returns:
+        ``K B`` candidates with normalised weights, the observation's log density, and ``below`` of
+        :class:`Moment`.
+    """
     mask = ~jnp.isnan(y)
     value = jnp.where(mask, y, 0)
     rows, below = [], []
     for k in range(law.regimes):
 
-        def see(mean: Array, spread: Array, k: int = k) -> tuple[Array, ...]:
+        def one(mean: Array, spread: Array, k: int = k) -> tuple[Array, ...]:
             h, d, r = law.sees(k, step, mean, spread, value)
             seen = gains(spread, h, r, mask, law.form)
             residual = jnp.where(mask, value - d, 0)
@@ -122,19 +139,28 @@ def observe(law: Law, predicted: Components, step: Any, y: Float[Array, " m"], s
             return after[:, 0], seen.filtered, constant - 0.5 * gram[0, 0], lower
 
         here = jax.tree.map(lambda x, k=k: x[k], predicted)
-        mean, spread, log_density, lower = jax.vmap(see)(here.mean, here.spread)
+        mean, spread, log_density, lower = jax.vmap(one)(here.mean, here.spread)
         below.append(jnp.exp(here.log_weights) @ lower)
         rows.append(Components(here.regime, mean, spread, here.log_weights + log_density))
     candidates = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
     total = jax.nn.logsumexp(candidates.log_weights)
-    candidates = candidates._replace(log_weights=candidates.log_weights - total)
+    return (
+        candidates._replace(log_weights=candidates.log_weights - total),
+        total,
+        jnp.stack(below).sum(axis=0),
+    )
+
+
+def observe(law: Law, predicted: Components, step: Any, y: Float[Array, " m"], size: int) -> Moment:
+    """The moment after its observation, with the candidates merged to N components."""
+    candidates, total, below = see(law, predicted, step, y)
     group = similar(candidates, size, law.form)
     return Moment(
         collapse(candidates, group, size, law.form),
         group.reshape(predicted.regime.shape),
         total,
         1 / jnp.sum(jnp.exp(2 * candidates.log_weights)),
-        sum(below),
+        below,
     )
 
 
@@ -146,7 +172,8 @@ def run(law: Law, steps: Any, y: Float[Array, "T m"], size: int, mixed: bool) ->
 
     def moment(before: Components, at: tuple[Any, Array]) -> tuple[Components, Moment]:
         step, y = at
-        now = observe(law, advance(law, before, step, mixed), step, y, size)
+        predicted = advance(law, enter(law, before, step, mixed), step)
+        now = observe(law, predicted, step, y, size)
         return now.components, now
 
     _, rest = jax.lax.scan(moment, begun.components, later)
@@ -154,20 +181,20 @@ def run(law: Law, steps: Any, y: Float[Array, "T m"], size: int, mixed: bool) ->
 
 
 class Kernels(NamedTuple):
-    """The law of a state given the next regime and state: from each component, to each next regime.
+    """The law of a state given the next regime and state: from each law that enters a regime.
 
     ``x_t = mean + gain (x_{t+1} - offset - design mean) + N(0, spread)``.
 
     Attributes:
-        log_weights: of the component and the next regime, ``(K, N)``.
-        mean: of the component, ``(K, N, n)``.
-        offset: of the transition, ``(K, N, n)``.
-        seen: of the component's law, if the next state were its observation.
+        log_weights: of the law and the next regime, ``(K, B)``.
+        mean: of the law, ``(K, B, n)``.
+        offset: of the transition, ``(K, B, n)``.
+        seen: of the law, if the next state were its observation.
     """
 
-    log_weights: Float[Array, "*T K N"]
-    mean: Float[Array, "*T K N n"]
-    offset: Float[Array, "*T K N n"]
+    log_weights: Float[Array, "*T K B"]
+    mean: Float[Array, "*T K B n"]
+    offset: Float[Array, "*T K B n"]
     seen: Seen
 
     def at(self, x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:
@@ -176,9 +203,8 @@ class Kernels(NamedTuple):
         return mean[:, 0], constant - 0.5 * gram[0, 0]
 
 
-def kernels(law: Law, components: Components, step: Any) -> Kernels:
-    """The backward kernels of one moment's components; ``step`` is the next one."""
-    into = components.log_weights[:, None] + law.logs(step)[components.regime]
+def kernels(law: Law, entered: Components, step: Any) -> Kernels:
+    """The backward kernels of laws that enter the regimes of the next ``step``."""
     rows = []
     for k in range(law.regimes):
 
@@ -193,74 +219,92 @@ def kernels(law: Law, components: Components, step: Any) -> Kernels:
             every = jnp.ones(len(mean), bool)
             return mean, b, gains(spread, f, q, every, law.form)
 
-        rows.append(Kernels(into[:, k], *jax.vmap(one)(components.mean, components.spread)))
+        here = jax.tree.map(lambda x, k=k: x[k], entered)
+        rows.append(Kernels(here.log_weights, *jax.vmap(one)(here.mean, here.spread)))
     return jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
 
-def all_kernels(law: Law, components: Components, steps: Any) -> Kernels:
+def all_kernels(law: Law, components: Components, steps: Any, mixed: bool = False) -> Kernels:
     """The backward kernels of all moments but the last."""
     before = jax.tree.map(lambda x: x[:-1], components)
     later = jax.tree.map(lambda x: x[1:], steps)
-    return jax.vmap(lambda c, s: kernels(law, c, s))(before, later)
+    return jax.vmap(lambda c, s: kernels(law, enter(law, c, s, mixed), s))(before, later)
 
 
-def smooth(made: Moment, back: Kernels, seen: Bool[Array, " T"], form: Form) -> Components:
+class Made(NamedTuple):
+    """How the components of a moment came about from those before.
+
+    Attributes:
+        parts: those before, in each next regime, ``(K, N)``.
+        entered: what entered the regimes, ``(K, B)``: ``parts``, or these merged.
+        candidates: what became of ``entered`` after the observation, ``K B``.
+    """
+
+    parts: Components
+    entered: Components
+    candidates: Components
+
+
+def smooth(
+    law: Law, made: Moment, back: Kernels, steps: Any, y: Float[Array, "T m"], mixed: bool
+) -> Components:
     """The filter's components given all observations, with covariances in either form.
 
-    Each component of a moment is followed back to the candidates that were merged in it, which share its
-    weight in proportion to what they make of its smoothed mean (expectation correction: Barber 2006, section
-    3; without that factor Kim 1994), and each of these by its backward kernel to the component that it came
-    from. Where none were merged this is the exact smoother.
+    Backward, the filter's steps are undone one by one. What the future says of a component is the likelihood
+    by which its law became the smoothed one; each candidate that was merged in it is conditioned on, and
+    weighed by, this likelihood (:func:`~statespace.chains.gaussian.mixtures.parted`: the backward pass of
+    Heskes & Zoeter 2002, Expectation propagation for approximate inference in dynamic Bayesian networks),
+    and followed back by the kernel of the law that it came from, which it was predicted by. Where laws were
+    merged before they moved, these are parted likewise. Where none were merged this is the exact smoother.
+    Where nothing is observed any more it is the filter.
 
     Args:
+        law: the model.
         made: the filter.
-        back: the backward kernels.
-        seen: whether anything was observed at each moment. From the last that was on, the filter stays as it
-            is: nothing is to be said of the future by what was merged there.
-        form: of filter and kernels.
+        back: the backward kernels of what entered the regimes.
+        steps: of the filter.
+        y: the observations.
+        mixed: whether components were merged before they moved.
     """
-    components = made.components
+    full = lambda x: x._replace(spread=covariances(x.spread, law.form))
+
+    def again(before: Components, step: Any, y: Array) -> Made:
+        parts = enter(law, before, step, mixed=False)
+        entered = enter(law, before, step, mixed) if mixed else parts
+        candidates, _, _ = see(law, advance(law, entered, step), step, y)
+        return Made(full(parts), full(entered), full(candidates))
 
     def moment(after: Components, at: tuple) -> tuple[Components, Components]:
-        here, group, kernel, more = at
-        size = len(here.log_weights)
-        group = jnp.broadcast_to(group, (len(group), size))  # where components were mixed, B is 1
-        ends = jax.tree.map(lambda x: x[group], after)
+        here, now, group, kernel, how = at
+        regimes, size = how.parts.log_weights.shape
+        ends = parted(how.candidates, group.ravel(), now, after)
+        shaped = lambda x: jax.tree.map(lambda a: a.reshape(regimes, -1, *a.shape[1:]), x)
 
-        def one(kernel: Kernels, mean: Array, covariance: Array) -> tuple[Array, Array, Array]:
-            smoothed, log_density = kernel.at(mean)
-            gain = kernel.seen.gain
-            left = covariances(kernel.seen.filtered, form)
-            return smoothed, left + gain @ covariance @ gain.T, log_density
+        def one(kernel: Kernels, mean: Array, covariance: Array) -> tuple[Array, Array]:
+            gain, left = kernel.seen.gain, covariances(kernel.seen.filtered, law.form)
+            return kernel.at(mean)[0], left + gain @ covariance @ gain.T
 
-        means, laws, log_density = jax.vmap(jax.vmap(one))(kernel, ends.mean, ends.spread)
-        share = _shares((kernel.log_weights + log_density).ravel(), group.ravel(), size)
-        flat = lambda x: x.reshape(-1, *x.shape[2:])
-        parent = jnp.broadcast_to(jnp.arange(size), group.shape).ravel()
-        candidates = Components(
-            here.regime[parent], flat(means), flat(laws), share + ends.log_weights.ravel()
-        )
-        merged = collapse(candidates, parent, size, "covariance")
-        merged = jax.tree.map(lambda a, b: jnp.where(more, a, b), merged, here)
-        merged = merged._replace(regime=here.regime)
+        ends = shaped(ends)
+        means, laws = jax.vmap(jax.vmap(one))(kernel, ends.mean, ends.spread)
+        begun = ends._replace(mean=means, spread=laws)
+        flat = lambda x: jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), x)
+        if mixed:
+            into = jnp.repeat(jnp.arange(regimes), size)
+            begun = parted(flat(how.parts), into, flat(how.entered), flat(begun))
+        else:
+            begun = flat(begun)
+        parent = jnp.tile(jnp.arange(size), regimes)
+        begun = begun._replace(regime=here.regime[parent])
+        merged = collapse(begun, parent, size, "covariance")._replace(regime=here.regime)
         return merged, merged
 
-    more = jnp.cumsum(seen[::-1])[::-1][1:] > 0
-    filtered = components._replace(spread=covariances(components.spread, form))
+    filtered = full(made.components)
     last = jax.tree.map(lambda x: x[-1], filtered)
-    before = jax.tree.map(lambda x: x[:-1], filtered)
-    _, rest = jax.lax.scan(moment, last, (before, made.group[1:], back, more), reverse=True)
+    before, now = (jax.tree.map(lambda x, a=a: x[a], filtered) for a in (slice(-1), slice(1, None)))
+    raw = jax.tree.map(lambda x: x[:-1], made.components)
+    how = jax.vmap(again)(raw, jax.tree.map(lambda x: x[1:], steps), y[1:])
+    _, rest = jax.lax.scan(moment, last, (before, now, made.group[1:], back, how), reverse=True)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), rest, last)
-
-
-def _shares(
-    log_weights: Float[Array, " M"], group: Int[Array, " M"], count: int
-) -> Float[Array, " M"]:
-    """Log weights normalised within each group."""
-    member = group == jnp.arange(count)[:, None]
-    total = jax.nn.logsumexp(jnp.where(member, log_weights, -jnp.inf), axis=1)[group]
-    there = jnp.isfinite(log_weights)
-    return jnp.where(there, log_weights - jnp.where(there, total, 0), -jnp.inf)
 
 
 def sample(

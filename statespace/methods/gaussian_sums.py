@@ -183,9 +183,10 @@ class MixtureFilter(eqx.Module):
         components, back = made.components, None
         laws = components._replace(spread=covariances(components.spread, law.form))
         if kind == "smoothed":
-            back = switching.all_kernels(law, components, steps_of(series)[0])
-            seen = ~jnp.isnan(series.channels).all(axis=1)
-            laws = switching.smooth(made, back, seen, law.form)
+            steps, y = steps_of(series)[0], series.channels.astype(law.dtype)
+            back = switching.all_kernels(law, components, steps)
+            mixed = switching.all_kernels(law, components, steps, True) if self.mixed else back
+            laws = switching.smooth(law, made, mixed, steps, y, self.mixed)
         weights = jnp.exp(laws.log_weights)
         mean, covariance = jax.vmap(mixture_moments)(weights, laws.mean, laws.spread)
         here = laws.regime[..., None] == jnp.arange(law.regimes)
@@ -244,10 +245,12 @@ class InteractingMultipleModel(MixtureFilter):
 
     Needs all three conditionals to be :class:`~statespace.Switching`; those of the regimes affine Gaussian,
     or made so by ``linearisation``. The regimes must not depend on the state. Missing entries, irregular
-    times and inputs are supported. The smoother merges likewise, and weighs what it merges by how well it
-    leads to the smoothed next state (Barber 2006, expectation correction). It is less robust than the filter:
-    where regimes have little noise and are far from linear, as turns at an unknown rate are, its errors can
-    grow backward in time beyond the filter's. Compare the two.
+    times and inputs are supported. The smoother undoes the filter's steps, the merging too: each law that was
+    merged is conditioned on what the future says of the merged one, taken as a Gaussian likelihood (the
+    backward pass of Heskes & Zoeter 2002, Expectation propagation for approximate inference in dynamic
+    Bayesian networks), so that no law is taken where its own past would not have it. Joint draws (``sample``)
+    have no such guard: where regimes have next to no noise, as turns at a constant rate, they stray from the
+    smoothed law, which :class:`GaussianSum` of a few more components than regimes does not let them.
 
     Args:
         linearisation: the rule by which conditionals that are not affine are made so, round each law.
@@ -284,9 +287,8 @@ class GaussianSum(MixtureFilter):
 
     Needs all three conditionals to be :class:`~statespace.Switching`; those of the regimes affine Gaussian,
     or made so by ``linearisation``. The regimes must not depend on the state. Missing entries, irregular
-    times and inputs are supported. The smoother follows each component back to those that were merged in it
-    (expectation correction: Barber 2006); where regimes with little noise are far from linear it can be worse
-    than the filter, as that of :class:`InteractingMultipleModel`.
+    times and inputs are supported. The smoother is that of :class:`InteractingMultipleModel`: it follows each
+    component back to those that were merged in it, each conditioned on what the future says of it.
 
     Args:
         components: N, at least the number of regimes.

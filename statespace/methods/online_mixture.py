@@ -82,7 +82,8 @@ class MixtureOnline(Fed, eqx.Module):
         method, size = self.method, self.method.size(self.model)
         law = method.law(self.model, state.mean.dtype)
         begun = switching.start(law, step, size, method.mixed)
-        moved = switching.advance(law, state.components, step, method.mixed)
+        entered = switching.enter(law, state.components, step, method.mixed)
+        moved = switching.advance(law, entered, step)
         predicted = jax.tree.map(lambda a, b: jnp.where(first, a, b), begun, moved)
         now = switching.observe(law, predicted, step, y, size)
         total = state.log_likelihood + now.pointwise

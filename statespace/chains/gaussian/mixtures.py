@@ -10,8 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.covariances import root
+from statespace.chains.gaussian.step import absorb_site
 from statespace.chains.gaussian.types import Form
 
+_CREDIBLE = 9.0  # squared deviations that are nothing to wonder at
 _WIDENED = 1e-6  # share of the mixture's variance that keeps determinants of singular laws finite
 
 
@@ -77,6 +79,93 @@ def collapse(mixture: Components, group: Int[Array, " M"], count: int, form: For
     regime = jnp.max(jnp.where(member & (weights > 0), mixture.regime, 0), axis=1)
     log_total = jnp.where(there, jnp.log(jnp.where(there, total, 1)), -jnp.inf)
     return Components(regime, mean, spreads(covariance, form), log_total)
+
+
+class Learned(NamedTuple):
+    """How a Gaussian law became another, along axes that both are independent along.
+
+    Attributes:
+        axes: rows, in which the law before is of unit variance; zero where it has none.
+        variance: of the law after.
+        away: its mean less that before.
+    """
+
+    axes: Float[Array, "*G n n"]
+    variance: Float[Array, "*G n"]
+    away: Float[Array, "*G n"]
+
+
+def learned(before: Components, after: Components) -> Learned:
+    """How one law, with a covariance that may be singular, became another."""
+    deviation = jnp.sqrt(jnp.diagonal(before.spread))
+    deviation = jnp.where(deviation > 0, deviation, 1)
+    values, vectors = jnp.linalg.eigh(before.spread / (deviation[:, None] * deviation))
+    spans = values > len(values) * jnp.finfo(values.dtype).eps * values[-1]
+    half = jnp.where(spans, 1 / jnp.sqrt(jnp.where(spans, values, 1)), 0)
+    white = (vectors * half).T / deviation
+    scaled = white @ after.spread @ white.T + jnp.diag(jnp.where(spans, 0, 1))
+    variance, turn = jnp.linalg.eigh(scaled)
+    axes = turn.T @ white
+    return Learned(axes, variance, axes @ (after.mean - before.mean))
+
+
+def conditioned(
+    mean: Float[Array, " n"], law: Float[Array, "n n"], likelihood: Learned
+) -> tuple[Float[Array, " n"], Float[Array, "n n"], Float[Array, ""]]:
+    """A law given the likelihood that made one law of another, and how well it expects it.
+
+    Along each axis the likelihood is ``exp(a x / s - (1 / s - 1) x^2 / 2)``, where ``s`` is the variance
+    after and ``a`` how far the mean went. No likelihood makes a variance larger, but merging does: ``s`` is
+    at most one. A law that is wider than the one before would be moved, and weighed, without bound by a
+    likelihood of little precision: for it, ``s`` is at most what makes ``a`` credible.
+
+    Args:
+        mean: less that of the law before.
+        law: covariance.
+        likelihood: the likelihood.
+    """
+    axes, variance, away = likelihood
+    wider = 1 - 1 / jnp.maximum(jnp.sum((axes @ law) * axes, axis=1), 1)
+    most = 1 / (1 + wider * away**2 / _CREDIBLE)
+    variance = jnp.clip(variance, jnp.finfo(variance.dtype).eps, most)
+    precision = axes.T @ ((1 / variance - 1)[:, None] * axes)
+    shift = axes.T @ (away / variance)
+    moved, law, constant, gram = absorb_site(mean[:, None], law, precision, shift, "covariance")
+    return moved[:, 0], law, constant - 0.5 * gram[0, 0]
+
+
+def parted(
+    mixture: Components, group: Int[Array, " M"], before: Components, after: Components
+) -> Components:
+    """The members of each group, when more is known of what they were merged in.
+
+    Each is conditioned on the likelihood that made the group's law what it is after, and weighed by what it
+    expects of it: merged, they have its moments again, as far as it could be a likelihood.
+
+    Args:
+        mixture: M components with covariances, as they were merged.
+        group: of each component, as in :func:`collapse`.
+        before: the groups' laws, with covariances.
+        after: what became of them, with covariances.
+
+    Returns:
+        M components; those of a group weigh together what it does after.
+    """
+    likelihood = jax.tree.map(lambda x: x[group], jax.vmap(learned)(before, after))
+    centre = before.mean[group]
+    moved, law, density = jax.vmap(conditioned)(mixture.mean - centre, mixture.spread, likelihood)
+    there = jnp.isfinite(mixture.log_weights)
+    member = (group == jnp.arange(len(before.log_weights))[:, None]) & there
+    log_weights = mixture.log_weights + density
+    total = jax.nn.logsumexp(jnp.where(member, log_weights, -jnp.inf), axis=1)[group]
+    share = jnp.where(there, log_weights - jnp.where(there, total, 0), -jnp.inf)
+    alone = (jnp.sum(member, axis=1) == 1)[group]
+    return Components(
+        mixture.regime,
+        jnp.where(alone[:, None], after.mean[group], centre + moved),
+        jnp.where(alone[:, None, None], after.spread[group], law),
+        share + after.log_weights[group],
+    )
 
 
 def similar(mixture: Components, count: int, form: Form) -> Int[Array, " M"]:
