@@ -61,7 +61,8 @@ class GeneralisedLinear(eqx.Module):
         matrix: loadings C, shape ``(m, n)``; or a function of the step that gives them.
         offset: d, shape ``(m,)``; a function of the step where it varies or follows inputs; None for zero.
         family: one of the above; or a function from predictors ``(m,)`` to a NumPyro distribution of batch
-            shape ``(m,)``, elementwise. A function that is an ``equinox.Module`` may have parameters.
+            shape ``(m,)``, elementwise: ``OrderedLogistic`` for ordinal data, ``CategoricalLogits`` for
+            categories 0, 1, 2 … A function that is an ``equinox.Module`` may have parameters.
         link: the mean as a function of the predictor, of a named family. "poisson" and "negative_binomial":
             "exp" (default), "softplus", "sigmoid"; "bernoulli" and "binomial": "sigmoid" (default), "exp",
             "softplus" (of whether there was any event at such a rate); "gaussian" and "student_t":
@@ -115,7 +116,8 @@ class GeneralisedLinear(eqx.Module):
             if family not in _KINDS:
                 raise ValueError(
                     f"`family` of GeneralisedLinear must be one of {', '.join(map(repr, _KINDS))}, or a "
-                    f"function of the predictors that gives a NumPyro distribution, got {family!r}."
+                    "function of the predictors that gives a NumPyro distribution (OrderedLogistic for "
+                    f"ordinal data, CategoricalLogits for categories), got {family!r}."
                 )
             self.family, self.custom = family, None
             self.link = next(iter(_KINDS[family].links)) if link is None else link

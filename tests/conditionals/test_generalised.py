@@ -187,6 +187,7 @@ def test_single_precision_stays():
     ("args", "kwargs", "error", "message"),
     [
         ((C, D, "gamma"), {}, ValueError, r"`family` .* one of 'poisson'.*got 'gamma'"),
+        ((C, D, "ordinal"), {}, ValueError, r"OrderedLogistic for ordinal .*CategoricalLogits"),
         ((C, D, 3), {}, TypeError, r"`family` .* name or a function .* got 3"),
         ((C, D, "poisson"), {"link": "log"}, ValueError, r"`link` .* 'exp', .* got 'log'"),
         ((C, D, "binomial"), {}, ValueError, r"'binomial' needs `trials`"),
