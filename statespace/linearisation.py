@@ -335,6 +335,41 @@ class GaussHermite(SigmaPoints):
         return points, products, products
 
 
+_NAMES: dict[str, Callable[[], Linearisation]] = {
+    "taylor": Taylor,
+    "cubature": Cubature,
+    "unscented": Unscented,
+    "gauss-hermite": GaussHermite,
+}
+
+
+def rule_of(value: Any) -> Any:
+    """The rule of a name; a rule, and what is none, stays what it is."""
+    return _NAMES[value]() if isinstance(value, str) and value in _NAMES else value
+
+
+def require_rule(name: str, owner: str, value: Any, kind: Any = Linearisation) -> None:
+    """Refuse what is no rule.
+
+    Args:
+        name: of the setting.
+        owner: whose setting it is.
+        value: what came, of which names have been made rules.
+        kind: of rule.
+
+    Raises:
+        ValueError: if it is another name.
+        TypeError: if it is anything else.
+    """
+    if not isinstance(value, kind):
+        names = ", ".join(f'"{n}"' for n, made in _NAMES.items() if isinstance(made(), kind))
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(
+            f"`{name}` of {owner} must be a rule: {names}, or one of statespace.linearisation with settings "
+            f"of its own, such as Cubature(degree=5); got {value!r}."
+        )
+
+
 def moments_of(conditional: Any, step: Any, form: Form, name: str) -> Moments:
     """Mean and noise of a conditional at a state.
 

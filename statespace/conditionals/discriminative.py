@@ -59,6 +59,12 @@ class Discriminative(eqx.Module):
     rule: str = eqx.field(static=True)
 
     def __init__(self, regression: Any, marginal: Any = None, rule: str | None = None):
+        if _unfitted(regression):
+            raise TypeError(
+                f"`regression` of Discriminative is a {type(regression).__name__} that is not fitted: fit it "
+                "first, and wrap it: `decoding.Moments(regressor, covariance)`; or use `learn_decoder`, "
+                "which does both."
+            )
         if not callable(regression):
             wrap = "; wrap it: `decoding.Moments(regressor, covariance)`"
             raise TypeError(
@@ -130,6 +136,13 @@ class Discriminative(eqx.Module):
         if len(y) <= _AT_ONCE:
             return jax.vmap(self.regression)(y)
         return jax.lax.map(self.regression, y, batch_size=_AT_ONCE)
+
+
+def _unfitted(regressor: Any) -> bool:
+    """Whether a regressor of scikit-learn's kind, where what is found is named ``coef_``, is not fitted."""
+    if not (hasattr(regressor, "get_params") and hasattr(regressor, "predict")):
+        return False
+    return not any(name.endswith("_") and not name.startswith("__") for name in vars(regressor))
 
 
 def _law(marginal: Any) -> Gaussian:

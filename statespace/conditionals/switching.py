@@ -70,7 +70,7 @@ class Switching(eqx.Module):
                     f"`conditionals` of Switching: the one of regime {k} is no conditional, got "
                     f"{type(conditional).__name__}."
                 )
-        regimes = _regimes(kernel)
+        regimes = regimes_of(kernel)
         count = len(self.conditionals)
         if count == 0 or (regimes is not None and count not in (1, regimes)):
             raise ValueError(
@@ -81,7 +81,7 @@ class Switching(eqx.Module):
     @property
     def regimes(self) -> int:
         """Number K of regimes, as far as this conditional tells."""
-        return _regimes(self.kernel) or len(self.conditionals)
+        return regimes_of(self.kernel) or len(self.conditionals)
 
     @property
     def recurrent(self) -> bool:
@@ -154,7 +154,7 @@ def pick(laws: Sequence[Any], regime: Int[Array, ""]) -> Any:
         ) from error
 
 
-def _regimes(kernel: Any) -> int | None:
+def regimes_of(kernel: Any) -> int | None:
     """Number of regimes, where the kernel tells it without a step."""
     if isinstance(kernel, Categorical):
         return len(kernel.probs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NoReturn
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from statespace.chains.gaussian.covariances import full_carry, predict
 from statespace.chains.gaussian.step import absorb_site, move
 from statespace.conditionals.affine import Gaussian
 from statespace.conditionals.discriminative import Discriminative
-from statespace.linearisation import Affine, Cubature, Linearisation
+from statespace.linearisation import Affine, Cubature, Linearisation, require_rule, rule_of
 from statespace.methods.discriminative_sites import Said, check_regression, said_of
 from statespace.methods.gaussian_lowering import (
     check_diffuse,
@@ -90,14 +91,10 @@ class DiscriminativeKalman(GaussianMethod):
         ValueError: if ``form`` is neither.
     """
 
-    linearisation: Linearisation = Cubature()
+    linearisation: Linearisation = eqx.field(default=Cubature(), converter=rule_of)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.linearisation, Linearisation):
-            raise TypeError(
-                "`linearisation` of DiscriminativeKalman must be a rule such as "
-                f"statespace.linearisation.Taylor(), got {self.linearisation!r}."
-            )
+        require_rule("linearisation", "DiscriminativeKalman", self.linearisation)
 
     def lower(self, model: Any, series: Series) -> Lowered:
         """The chain of a model on a recording, without the constants of its potentials.

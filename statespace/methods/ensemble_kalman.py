@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from statespace import angles
 from statespace.chains import ensemble as chain
 from statespace.chains.moments import compensated_sum
+from statespace.checks import require_whole
 from statespace.localisation import Localisation
 from statespace.methods.linearised import check_conditionals, noise_at
 from statespace.methods.lowering import at
@@ -66,8 +67,7 @@ class EnsembleKalman(eqx.Module):
     key: PRNGKeyArray | None = None
 
     def __check_init__(self) -> None:
-        if not isinstance(self.members, int) or self.members < 2:
-            raise ValueError(f"`members` of EnsembleKalman must be at least 2, got {self.members}.")
+        require_whole("members", "EnsembleKalman", self.members, least=2)
         if self.update not in ("transform", "stochastic"):
             raise ValueError(
                 '`update` of EnsembleKalman must be "transform" or "stochastic", got '

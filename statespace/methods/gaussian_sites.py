@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from abc import abstractmethod
 from typing import Any
 
@@ -14,9 +15,17 @@ from jaxtyping import Array, Float
 from statespace.chains import gaussian
 from statespace.chains.gaussian.covariances import full_carry
 from statespace.chains.moments import compensated_sum
+from statespace.checks import require_whole
 from statespace.conditionals.discriminative import Discriminative
 from statespace.forecasts.nongaussian import NonGaussianForecast
-from statespace.linearisation import Linearisation, SigmaPoints, Taylor, lower_factor
+from statespace.linearisation import (
+    Linearisation,
+    SigmaPoints,
+    Taylor,
+    lower_factor,
+    require_rule,
+    rule_of,
+)
 from statespace.methods.gaussian_lowering import (
     check_transition,
     initial_law,
@@ -55,7 +64,7 @@ class SiteMethod(GaussianMethod):
         form: "covariance", or "sqrt" for recursions on factors. None: "sqrt" in float32.
         parallel: whether to use associative scans. None: on accelerators only.
         linearisation: how transitions that are not affine are made so round the posterior: a rule of
-            ``statespace.linearisation``.
+            ``statespace.linearisation``, or its name: "taylor", "cubature", "unscented" or "gauss-hermite".
         iterations: the most that are made.
         tolerance: change of the posterior means, in standard deviations, and relative change of the variances
             at which it stops.
@@ -63,29 +72,25 @@ class SiteMethod(GaussianMethod):
             by a line search where there is an objective, else by shortening steps when changes grow.
 
     Raises:
+        TypeError: if ``linearisation`` is no rule.
         ValueError: if a setting is out of range.
     """
 
-    linearisation: Linearisation = eqx.field(static=True, default=Taylor())
+    linearisation: Linearisation = eqx.field(static=True, default=Taylor(), converter=rule_of)
     iterations: int = eqx.field(static=True, default=100)
     tolerance: float = eqx.field(static=True, default=1e-8)
     damping: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         name = type(self).__name__
-        if self.iterations < 1:
-            raise ValueError(f"`iterations` of {name} must be positive, got {self.iterations}.")
+        require_whole("iterations", name, self.iterations)
         if not self.tolerance >= 0:
             raise ValueError(f"`tolerance` of {name} must not be negative, got {self.tolerance}.")
-        if self.damping is not None and not 0 <= self.damping < 1:
+        if self.damping is not None and not _is_share(self.damping):
             raise ValueError(
-                f"`damping` of {name} must be at least 0 and below 1, or None, got {self.damping}."
+                f"`damping` of {name} must be at least 0 and below 1, or None, got {self.damping!r}."
             )
-        if not isinstance(self.linearisation, Linearisation):
-            raise TypeError(
-                f"`linearisation` of {name} must be a rule such as statespace.linearisation.Taylor(), got "
-                f"{self.linearisation!r}."
-            )
+        require_rule("linearisation", name, self.linearisation)
 
     @property
     @abstractmethod
@@ -307,6 +312,10 @@ class SiteMethod(GaussianMethod):
         start = jax.lax.stop_gradient(Iterate(first.site, nominal))
         found, report, share = jax.lax.stop_gradient(solve(still, start, self.settings))
         return problem, found, report, share
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and 0 <= float(value) < 1
 
 
 def _with_cost(report: SiteConvergence, evidence: Array) -> SiteConvergence:

@@ -15,8 +15,9 @@ from statespace.chains.gaussian.algebra import UNROLLED
 from statespace.chains.gaussian.covariances import full_carry
 from statespace.chains.gaussian.mixtures import Components, covariances, mixture_moments
 from statespace.chains.moments import compensated_sum
+from statespace.checks import require_whole
 from statespace.conditionals.switching import RegimeState
-from statespace.linearisation import Affine, Linearisation, Taylor
+from statespace.linearisation import Affine, Linearisation, Taylor, require_rule, rule_of
 from statespace.methods.gaussian_lowering import initial_law, noise
 from statespace.methods.linearised import make_affine, observed_affine
 from statespace.methods.lowering import at, dtype_of, steps_of
@@ -94,16 +95,14 @@ class MixtureFilter(eqx.Module):
         ValueError: if ``form`` is neither.
     """
 
-    linearisation: Linearisation = eqx.field(static=True, default=Taylor(), kw_only=True)
+    linearisation: Linearisation = eqx.field(
+        static=True, default=Taylor(), converter=rule_of, kw_only=True
+    )
     form: gaussian.Form | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self) -> None:
         name = type(self).__name__
-        if not isinstance(self.linearisation, Linearisation):
-            raise TypeError(
-                f"`linearisation` of {name} must be a rule of statespace.linearisation such as Taylor() or "
-                f"Cubature(), got {self.linearisation!r}."
-            )
+        require_rule("linearisation", name, self.linearisation)
         if self.form not in (None, "covariance", "sqrt"):
             raise ValueError(
                 f'`form` of {name} must be "covariance", "sqrt" or None, got {self.form!r}.'
@@ -308,10 +307,7 @@ class GaussianSum(MixtureFilter):
     components: int = eqx.field(static=True, default=16)
 
     def __check_init__(self) -> None:
-        if self.components < 1:
-            raise ValueError(
-                f"`components` of GaussianSum must be at least 1, got {self.components}."
-            )
+        require_whole("components", "GaussianSum", self.components)
 
     def size(self, model: Any) -> int:
         """The number of components.

@@ -16,7 +16,8 @@ from statespace.chains import gaussian
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.gaussian.forward import covariances
 from statespace.chains.gaussian.forward import forward as forward_pass
-from statespace.linearisation import Linearisation, Taylor, lower_factor
+from statespace.checks import require_whole
+from statespace.linearisation import Linearisation, Taylor, lower_factor, require_rule, rule_of
 from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
 from statespace.methods.implicit import fixed_point, like
 from statespace.methods.linearised import (
@@ -69,7 +70,8 @@ class IteratedSmoother(GaussianMethod):
     Args:
         form: "covariance", or "sqrt" for recursions on factors. None: "sqrt" in float32.
         parallel: whether to use associative scans. None: on accelerators only.
-        linearisation: a rule of ``statespace.linearisation``.
+        linearisation: a rule of ``statespace.linearisation``, or its name: "taylor", "cubature", "unscented"
+            or "gauss-hermite".
         iterations: the most that are made.
         tolerance: change of the states, in posterior standard deviations, at which it stops.
         damping: "levenberg-marquardt" holds each step back by observing the states where they were (the
@@ -78,19 +80,18 @@ class IteratedSmoother(GaussianMethod):
             ``Taylor()``, which has a cost, and need noises that are not singular.
 
     Raises:
+        TypeError: if ``linearisation`` is no rule.
         ValueError: if a setting is out of range, or damping does not go with the rule.
     """
 
-    linearisation: Linearisation = eqx.field(static=True, default=Taylor())
+    linearisation: Linearisation = eqx.field(static=True, default=Taylor(), converter=rule_of)
     iterations: int = eqx.field(static=True, default=50)
     tolerance: float = eqx.field(static=True, default=1e-8)
     damping: Damping | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(
-                f"`iterations` of IteratedSmoother must be positive, got {self.iterations}."
-            )
+        require_rule("linearisation", "IteratedSmoother", self.linearisation)
+        require_whole("iterations", "IteratedSmoother", self.iterations)
         if not self.tolerance >= 0:
             raise ValueError(
                 f"`tolerance` of IteratedSmoother must not be negative, got {self.tolerance}."

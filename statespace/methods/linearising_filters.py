@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,14 +20,14 @@ from statespace.chains.gaussian.means import Means
 from statespace.chains.moments import compensated_sum
 from statespace.linearisation import (
     Cubature,
-    GaussHermite,
     Joint,
     Linearisation,
     SigmaPoints,
     Taylor,
-    Unscented,
     mean_and_noise,
     propagated,
+    require_rule,
+    rule_of,
 )
 from statespace.methods.gaussian_lowering import noise
 from statespace.methods.gaussian_method import GaussianMethod, Lowered, in_parallel
@@ -127,10 +127,6 @@ class ExtendedKalman(Linearised):
         return Taylor(self.order)
 
 
-Rule = Literal["cubature", "unscented", "gauss-hermite"]
-_RULES = {"cubature": Cubature, "unscented": Unscented, "gauss-hermite": GaussHermite}
-
-
 class SigmaPointKalman(Linearised):
     """Unscented, cubature and Gauss–Hermite Kalman filters and smoothers (Särkkä & Svensson 2023, ch. 8).
 
@@ -145,22 +141,19 @@ class SigmaPointKalman(Linearised):
             settings of its own, such as ``Cubature(degree=5)``.
 
     Raises:
-        ValueError: if ``rule`` is none of these.
+        TypeError: if ``rule`` is neither a name nor a rule of points.
+        ValueError: if ``form`` or the name is not one of the above.
     """
 
-    rule: Rule | SigmaPoints = eqx.field(static=True, default="cubature")
+    rule: SigmaPoints = eqx.field(static=True, default=Cubature(), converter=rule_of)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.rule, SigmaPoints) and self.rule not in _RULES:
-            raise ValueError(
-                f"`rule` of SigmaPointKalman must be one of {sorted(_RULES)}, or a rule such as "
-                f"statespace.linearisation.Cubature(degree=5), got {self.rule!r}."
-            )
+        require_rule("rule", "SigmaPointKalman", self.rule, SigmaPoints)
 
     @property
     def linearisation(self) -> Linearisation:
         """Regression on the rule's points."""
-        return self.rule if isinstance(self.rule, SigmaPoints) else _RULES[self.rule]()
+        return self.rule
 
 
 def filtered(

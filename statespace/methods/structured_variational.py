@@ -14,6 +14,7 @@ from statespace.chains import finite, gaussian, structured
 from statespace.chains.gaussian import algebra as la
 from statespace.chains.moments import compensated_sum, vmap_moments
 from statespace.chains.switching_expectations import Law, Regimes
+from statespace.checks import require_whole
 from statespace.conditionals.finite import Categorical
 from statespace.conditionals.recurrent import RecurrentKernel
 from statespace.conditionals.switching import RegimeState, Switching
@@ -83,10 +84,7 @@ class StructuredVariational(eqx.Module):
 
     def __check_init__(self) -> None:
         for name in ("iterations", "draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` of StructuredVariational must be at least 1, got {getattr(self, name)}."
-                )
+            require_whole(name, "StructuredVariational", getattr(self, name))
         if not self.tolerance >= 0:
             raise ValueError(
                 f"`tolerance` of StructuredVariational must not be negative, got {self.tolerance}."

@@ -21,7 +21,7 @@ from statespace.checks import (
 from statespace.conditionals.affine import AffineGaussian, Gaussian
 from statespace.conditionals.finite import Categorical, FiniteKernel, FiniteTransition
 from statespace.conditionals.recurrent import RecurrentKernel
-from statespace.conditionals.switching import Switching
+from statespace.conditionals.switching import Switching, regimes_of
 from statespace.models.starting import least_squares_autoregression, principal_components
 from statespace.parameters import as_array, parameter
 from statespace.reading import on_host, to_jax
@@ -121,6 +121,12 @@ class SwitchingLinearGaussian(eqx.Module):
                     f"`{name}` of SwitchingLinearGaussian must have a leading axis of regimes (of length 1 "
                     f"where all share it) and two of a matrix, got shape {getattr(self, name).shape}."
                 )
+        moving = regimes_of(self.kernel)
+        if moving not in (None, self.regimes):
+            raise ValueError(
+                f"`transition` of SwitchingLinearGaussian is between {moving} regimes, but `initial_probs` "
+                f"says that there are {self.regimes}."
+            )
         n, m = self.matrix.shape[2], self.observation_matrix.shape[1]
         self._check_matrix("matrix", (n, n))
         self._check_matrix("observation_matrix", (m, n))

@@ -242,10 +242,30 @@ def test_a_model_without_a_law_of_observations_says_which_methods_fit():
         ss.filter(LINEAR, Y, method=ss.DiscriminativeKalman())
 
 
+class Neighbours:
+    """A regressor of another library, as scikit-learn makes them."""
+
+    def get_params(self):
+        return {}
+
+    def predict(self, y):
+        return self.points_
+
+    def fit(self):
+        self.points_ = np.zeros(2)
+        return self
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ((3.0,), TypeError, "must be a function of one observation"),
+        (
+            (Neighbours(),),
+            TypeError,
+            "is a Neighbours that is not fitted: fit it first, and wrap it",
+        ),
+        ((Neighbours().fit(),), TypeError, "got Neighbours; wrap it"),
         (
             (wide, (MEAN, S), "drop"),
             ValueError,

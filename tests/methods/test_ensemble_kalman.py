@@ -253,7 +253,9 @@ def test_forty_variables_are_followed_by_twenty_members_only_with_localisation()
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="`members` of EnsembleKalman must be at least 2, got 1"):
+    with pytest.raises(
+        ValueError, match=r"`members` of EnsembleKalman must be a whole number.*2, got 1"
+    ):
         ss.EnsembleKalman(members=1)
     with pytest.raises(ValueError, match="`update` of EnsembleKalman must be"):
         ss.EnsembleKalman(update="serial")
