@@ -48,26 +48,30 @@ def require_shape(name: str, value: Array, shape: tuple[int, ...], remedy: str =
         )
 
 
-def require_finite(name: str, value: Array) -> None:
+def require_finite(name: str, value: Array, owner: str = "") -> None:
     """Refuse NaN and infinities, where the values are known.
 
     Raises:
         ValueError: naming the argument.
     """
     if known(value) and not np.all(np.isfinite(value)):
-        raise ValueError(f"`{name}` must be finite, got {np.asarray(value)}.")
+        raise ValueError(f"`{name}`{_of(owner)} must be finite, got {np.asarray(value)}.")
 
 
-def require_positive(name: str, value: Array, *, zero: bool = True, remedy: str = "") -> None:
+def require_positive(
+    name: str, value: Array, owner: str = "", *, zero: bool = True, remedy: str = ""
+) -> None:
     """Refuse negative numbers (and zeros unless ``zero``), where the values are known.
 
     Raises:
         ValueError: naming the argument and its value.
     """
-    require_finite(name, value)
+    require_finite(name, value, owner)
     if known(value) and not np.all(np.asarray(value) >= 0 if zero else np.asarray(value) > 0):
         kind = "not be negative" if zero else "be positive"
-        raise ValueError(f"`{name}` must {kind}, got {np.asarray(value)}.{_also(remedy)}")
+        raise ValueError(
+            f"`{name}`{_of(owner)} must {kind}, got {np.asarray(value)}.{_also(remedy)}"
+        )
 
 
 def require_standard_deviation(name: str, value: Array | None) -> None:
@@ -172,6 +176,10 @@ def require_reverting(model: Any) -> None:
         "persistence", model.persistence, lambda r: (r > 0) & (r < 1), "lie between 0 and 1"
     )
     require_positive("scale", model.scale, zero=False)
+
+
+def _of(owner: str) -> str:
+    return f" of {owner}" if owner else ""
 
 
 def _also(remedy: str) -> str:

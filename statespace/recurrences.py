@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from statespace.chains import gaussian
 from statespace.chains.associative import prefix_scan
 from statespace.chains.batching import with_care
+from statespace.checks import require_arguments
 
 Jacobian = Literal["full", "diagonal"]
 
@@ -76,6 +77,7 @@ def parallel_newton(
         fallback: whether to run the recurrence moment by moment where the iterations do not converge.
 
     Raises:
+        TypeError: if ``f`` takes other arguments.
         ValueError: if shapes do not fit, or a setting is out of range.
     """
     x0 = jnp.asarray(x0)
@@ -255,6 +257,7 @@ def _checked(
     """T, if everything fits.
 
     Raises:
+        TypeError: if ``f`` takes other arguments.
         ValueError: if it does not.
     """
     if x0.ndim != 1 or not jnp.issubdtype(x0.dtype, jnp.floating):
@@ -265,6 +268,7 @@ def _checked(
     if inputs is None:
         if steps is None or steps < 1:
             raise ValueError(f"`steps` must be positive where there are no `inputs`, got {steps}.")
+        require_arguments("`f`", f, ("state",))
         out = jax.eval_shape(f, x0)
     else:
         lengths = {u.shape[0] for u in jax.tree.leaves(inputs)}
@@ -273,6 +277,7 @@ def _checked(
         if steps is not None and steps not in lengths:
             raise ValueError(f"`steps` is {steps}, but `inputs` has {lengths.pop()} moments.")
         steps = lengths.pop()
+        require_arguments("`f`", f, ("state", "input"))
         out = jax.eval_shape(f, x0, jax.tree.map(lambda u: u[0], inputs))
     if out.shape != (n,):
         raise ValueError(f"`f` must return a state of shape ({n},) like `x0`, got {out.shape}.")

@@ -337,6 +337,11 @@ REFUSED = {
         TypeError,
         r"`transition` .*function of \(state, step\), but its arguments are \(x\)",
     ),
+    "a recurrence that does not read its inputs": (
+        lambda: ss.parallel_newton(lambda x: 0.5 * x, jnp.ones(3), jnp.ones((5, 1))),
+        TypeError,
+        r"`f` must be a function of \(state, input\), but its arguments are \(x\)",
+    ),
     "a law without a mean": (
         seen_as(CAUCHY, ss.ExtendedKalman()),
         TypeError,
@@ -355,6 +360,85 @@ REFUSED = {
         ),
         TypeError,
         r"`transition` .*Cauchy.*use particles",
+    ),
+    # parameters that are no numbers
+    "a matrix with NaN": (
+        lambda: Affine([[jnp.nan]], scale=[1.0]),
+        ValueError,
+        r"`matrix` of AffineGaussian must be finite, got \[\[nan\]\]",
+    ),
+    "an infinite offset": (
+        lambda: Affine([[1.0]], [jnp.inf], [1.0]),
+        ValueError,
+        r"`offset` of AffineGaussian must be finite",
+    ),
+    "a covariance with NaN": (
+        lambda: Affine([[1.0]], covariance=[[jnp.nan]]),
+        ValueError,
+        r"`covariance` of AffineGaussian must be finite",
+    ),
+    "a negative standard deviation": (
+        lambda: Affine(jnp.eye(2), scale=[-1.0, 1.0]),
+        ValueError,
+        r"`scale` of AffineGaussian must not be negative, got \[-1\.  1\.\]",
+    ),
+    "an initial mean with NaN": (
+        lambda: ss.Gaussian([jnp.nan], [1.0]),
+        ValueError,
+        r"`mean` of Gaussian must be finite",
+    ),
+    "a negative initial standard deviation": (
+        lambda: ss.Gaussian([0.0], [-1.0]),
+        ValueError,
+        r"`scale` of Gaussian must not be negative",
+    ),
+    "loadings with NaN": (
+        lambda: ss.GeneralisedLinear([[jnp.nan]]),
+        ValueError,
+        r"`matrix` of GeneralisedLinear must be finite",
+    ),
+    "a degree of freedom that is no number": (
+        lambda: ss.GeneralisedLinear([[1.0]], family="student_t", scale=1.0, df=jnp.nan),
+        ValueError,
+        r"`df` of GeneralisedLinear must be finite",
+    ),
+    # settings of methods
+    "a name that is no rule": (
+        lambda: ss.IteratedSmoother(linearisation="ukf"),
+        ValueError,
+        r"`linearisation` of IteratedSmoother must be a rule: \"taylor\", \"cubature\".*got 'ukf'",
+    ),
+    "something that is no rule": (
+        lambda: ss.Laplace(linearisation=3),
+        TypeError,
+        r"`linearisation` of Laplace must be a rule.*got 3",
+    ),
+    "a rule without points": (
+        lambda: ss.SigmaPointKalman(rule=ss.linearisation.Taylor()),
+        TypeError,
+        r"`rule` of SigmaPointKalman must be a rule: \"cubature\".*got Taylor",
+    ),
+    "iterations that are no whole number": (
+        lambda: ss.IteratedSmoother(iterations=2.5),
+        ValueError,
+        r"`iterations` of IteratedSmoother must be a whole number of at least 1, got 2\.5",
+    ),
+    "members that are no whole number": (
+        lambda: ss.EnsembleKalman(members=10.5),
+        ValueError,
+        r"`members` of EnsembleKalman must be a whole number of at least 2, got 10\.5",
+    ),
+    "damping of another method": (
+        lambda: ss.Laplace(damping="line-search"),
+        ValueError,
+        r"`damping` of Laplace must be at least 0 and below 1, or None, got 'line-search'",
+    ),
+    "regimes that are not those of the transition": (
+        lambda: ss.SwitchingLinearGaussian(
+            [0.5, 0.5], np.eye(3), [[[0.9]]], [[1.0]], [[[1.0]]], [[1.0]]
+        ),
+        ValueError,
+        r"`transition` of SwitchingLinearGaussian .*3 regimes.*`initial_probs` .*2",
     ),
     # nothing, or too little
     "an empty series": (
@@ -467,6 +551,14 @@ def test_message(what):
     attempt, error, message = REFUSED[what]
     with pytest.raises(error, match=f"(?s){message}"):
         attempt()
+
+
+def test_a_rule_goes_by_its_name():
+    named = ss.linearisation
+    for method in (ss.IteratedSmoother, ss.Laplace, ss.DiscriminativeKalman, ss.GaussianSum):
+        assert method(linearisation="unscented").linearisation == named.Unscented()
+        assert method(linearisation="taylor") == method(linearisation=named.Taylor())
+    assert ss.SigmaPointKalman(rule="gauss-hermite").rule == named.GaussHermite()
 
 
 def test_a_support_that_moves_with_the_state_refuses_nothing():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from statespace.checks import require_finite, require_positive
 from statespace.model import Step
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ def _check_gaussian(law: Gaussian) -> None:
     if law.mean.ndim != 1:
         raise ValueError(f"`mean` of Gaussian must have shape (d,), got {law.mean.shape}.")
     d = law.mean.shape[0]
+    require_finite("mean", law.mean, "Gaussian")
     if law.covariance is not None:
         _check_covariance(law.covariance, d, "Gaussian")
     elif law.scale.ndim not in (1, 2) or law.scale.shape[0] != d:
@@ -206,6 +208,8 @@ def _check_gaussian(law: Gaussian) -> None:
             f"`scale` of Gaussian must have shape ({d},) or ({d}, k) to go with a mean of shape ({d},), "
             f"got {law.scale.shape}."
         )
+    else:
+        _check_scale(law.scale, "Gaussian")
     if law.diffuse is not None and (law.diffuse.ndim != 2 or law.diffuse.shape[0] != d):
         raise ValueError(
             f"`diffuse` of Gaussian must be a mask of shape ({d},) or directions of shape ({d}, q) to go "
@@ -222,6 +226,7 @@ def _check_affine(kernel: AffineGaussian) -> None:
         )
     if callable(kernel.matrix):
         return
+    require_finite("matrix", kernel.matrix, "AffineGaussian")
     d_out = kernel.matrix.shape[0]
     known = kernel.offset is not None and not callable(kernel.offset)
     if known and jnp.shape(kernel.offset) != () and jnp.shape(kernel.offset) != (d_out,):
@@ -229,6 +234,8 @@ def _check_affine(kernel: AffineGaussian) -> None:
             f"`offset` of AffineGaussian must have shape ({d_out},) to go with a matrix of shape "
             f"{kernel.matrix.shape}, got {jnp.shape(kernel.offset)}."
         )
+    if known:
+        require_finite("offset", kernel.offset, "AffineGaussian")
     if kernel.covariance is not None:
         if not callable(kernel.covariance):
             _check_covariance(kernel.covariance, d_out, "AffineGaussian")
@@ -239,6 +246,14 @@ def _check_affine(kernel: AffineGaussian) -> None:
                 f"`scale` of AffineGaussian must have shape ({d_out},) or ({d_out}, k) to go with a "
                 f"matrix of shape {kernel.matrix.shape}, got {shape}."
             )
+        _check_scale(kernel.scale, "AffineGaussian")
+
+
+def _check_scale(scale: Array, owner: str) -> None:
+    """Standard deviations are not negative; a factor's columns may have any sign."""
+    require_finite("scale", scale, owner)
+    if scale.ndim == 1:
+        require_positive("scale", scale, owner)
 
 
 def _check_covariance(covariance: Array, d_out: int, owner: str) -> None:
@@ -249,6 +264,7 @@ def _check_covariance(covariance: Array, d_out: int, owner: str) -> None:
         )
     if isinstance(covariance, jax.core.Tracer):
         return
+    require_finite("covariance", covariance, owner)
     value = np.asarray(covariance, float)
     size = np.abs(value).max(initial=0.0)
     tolerance = 100 * float(jnp.finfo(covariance.dtype).eps) * max(size, 1e-300)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from statespace.checks import require_finite, require_positive
 from statespace.conditionals.affine import Part
 from statespace.densities import check_law, reads_nan
 from statespace.emissions.families import FAMILIES
@@ -146,6 +147,10 @@ class GeneralisedLinear(eqx.Module):
             raise ValueError(
                 f"`matrix` of GeneralisedLinear must have shape (m, n), got {self.matrix.shape}."
             )
+        for name in ("matrix", "offset"):
+            part = getattr(self, name)
+            if part is not None and not callable(part):
+                require_finite(name, part, "GeneralisedLinear")
         m = self.channels
         parts = {} if self.offset is None or callable(self.offset) else {"offset": ((m,),)}
         for name, shapes in {**parts, **dict.fromkeys(sorted(given), ((), (m,)))}.items():
@@ -157,9 +162,8 @@ class GeneralisedLinear(eqx.Module):
                     f"`{name}` of GeneralisedLinear must have shape {words}, one for each row of `matrix`, "
                     f"got {value.shape}."
                 )
-            known = not isinstance(value, jax.core.Tracer)
-            if known and name != "offset" and not np.all(np.asarray(value) > 0):
-                raise ValueError(f"`{name}` of GeneralisedLinear must be positive, got {value}.")
+            if name != "offset":
+                require_positive(name, value, "GeneralisedLinear", zero=False)
 
     @property
     def channels(self) -> int | None:
