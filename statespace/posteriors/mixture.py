@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from statespace.chains import switching
 from statespace.chains.gaussian.mixtures import Components
 from statespace.conditionals.switching import RegimeState
 from statespace.posteriors.switching import SwitchingPosterior
+
+_ASTRAY = 25.0  # mean squared standardised deviation of draws; of the right law it is one
 
 
 class MixturePosterior(SwitchingPosterior):
@@ -37,7 +41,8 @@ class MixturePosterior(SwitchingPosterior):
 
         Of a smoothed law these are joint trajectories, drawn backward from the filter's mixtures and exact
         where those are; of a filtered one, which is a law for each moment, they are independent from moment
-        to moment.
+        to moment. Where much was merged and regimes have next to no noise, trajectories can stray from the
+        smoothed law: then there is a ``RuntimeWarning``.
 
         Args:
             key: a PRNG key.
@@ -46,7 +51,27 @@ class MixturePosterior(SwitchingPosterior):
         if self.kernels is None:
             return super().sample(key, draws)
         parts = (self.regimes, self.means, self.covariances, self.log_weights)
-        return RegimeState(*_sample(parts, self.kernels, key, draws, self.form))
+        drawn = RegimeState(*_sample(parts, self.kernels, key, draws, self.form))
+        self._warn_if_astray(drawn.state)
+        return drawn
+
+    def _warn_if_astray(self, states: Array) -> None:
+        """Tell if draws are not from about the smoothed law; traced ones pass."""
+        if isinstance(states, jax.core.Tracer) or isinstance(self.mean, jax.core.Tracer):
+            return
+        variance = np.asarray(np.diagonal(self.covariance, axis1=1, axis2=2))
+        known = np.where(variance > 0, variance, np.inf)
+        squares = ((np.asarray(states) - np.asarray(self.mean)) ** 2).mean(axis=0) / known
+        if squares.mean() > _ASTRAY:
+            moment = int(np.argmax(squares.max(axis=1)))
+            warnings.warn(
+                f"The draws of states stray from the smoothed law, farthest at moment {moment}: by "
+                f"{np.sqrt(squares.max()):.0f} of its standard deviations. Too much was merged to follow "
+                "trajectories back. Use the smoothed law itself, or draw with GaussianSum of more "
+                "`components` or with RaoBlackwellised.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def cut(self, size: int) -> MixturePosterior:
         """The first moments of a padded recording."""

@@ -1,9 +1,14 @@
 """Smoothers of switching mixtures undo the merging: Bayes' rule, and errors that used to grow backward."""
 
+import dataclasses
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
+from switching_paths import MODEL, K, T, Y
 
 import statespace as ss
 from statespace.chains.gaussian.mixtures import Components, collapse, mixture_moments, parted
@@ -131,3 +136,18 @@ def test_errors_do_not_grow_backward_where_regimes_have_little_noise():
     # and the covariances know how large the errors are
     distance = np.einsum("fti,ftij,ftj->ft", error[1], np.linalg.inv(smoothed[1]), error[1])
     assert 0.4 < distance.mean() / 2 < 2.5
+
+
+def test_draws_that_stray_are_told_of():
+    """Draws of the exact law do not; kernels that lead elsewhere do, most at the first moment."""
+    posterior = ss.smooth(MODEL, Y, method=ss.GaussianSum(K**T))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior.sample(jax.random.key(0), 5)
+    kernels = posterior.kernels
+    moved = kernels.mean.at[0].add(100 * posterior.std.max())
+    astray = dataclasses.replace(posterior, kernels=kernels._replace(mean=moved))
+    with pytest.warns(
+        RuntimeWarning, match=r"stray from the smoothed law, farthest at moment 0: by"
+    ):
+        astray.sample(jax.random.key(0), 5)
