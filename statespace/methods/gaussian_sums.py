@@ -247,9 +247,10 @@ class InteractingMultipleModel(MixtureFilter):
     times and inputs are supported. The smoother undoes the filter's steps, the merging too: each law that was
     merged is conditioned on what the future says of the merged one, taken as a Gaussian likelihood (the
     backward pass of Heskes & Zoeter 2002, Expectation propagation for approximate inference in dynamic
-    Bayesian networks), so that no law is taken where its own past would not have it. Joint draws (``sample``)
-    have no such guard: where regimes have next to no noise, as turns at a constant rate, they stray from the
-    smoothed law, which :class:`GaussianSum` of a few more components than regimes does not let them.
+    Bayesian networks), so that no law is taken where its own past would not have it. Joint draws
+    (``sample_states``) have no such guard: where regimes have next to no noise, as turns at a constant rate,
+    they can stray from the smoothed law, of which ``sample`` of the posterior warns. Draw with
+    :class:`GaussianSum` of a few more components than regimes then.
 
     Args:
         linearisation: the rule by which conditionals that are not affine are made so, round each law.
