@@ -11,10 +11,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # of LLVM's optimisation and with the older code generator (gone since jaxlib 0.11) they are ready sooner.
 # With none at all multiply-adds are not fused, on which single-precision covariances with a vague start live.
 # `XLA_FLAGS= make test` tests what XLA makes by itself, as the gallery does.
-_QUICK = "--xla_backend_optimization_level=1"
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    _QUICK += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _QUICK)
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+    )
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 # Shapes and types of every annotated function of the package, checked as it runs:
 # STATESPACE_TYPECHECK=1 make test

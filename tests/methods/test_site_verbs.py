@@ -198,7 +198,11 @@ def test_forecasts_of_ordered_grades():
         (lambda: ss.Laplace(tolerance=-1.0), ValueError, "`tolerance` of Laplace must not be neg"),
         (lambda: ss.ConjugateVI(damping=1.0), ValueError, "`damping` of ConjugateVI must be at le"),
         (lambda: ss.ConjugateVI(points=20), TypeError, "`points` of ConjugateVI must be a rule"),
-        (lambda: ss.Laplace(linearisation="simplex"), ValueError, "`linearisation` of Laplace must"),
+        (
+            lambda: ss.Laplace(linearisation="simplex"),
+            ValueError,
+            "`linearisation` of Laplace must",
+        ),
         (
             lambda: ss.ExpectationPropagation(power=0.0),
             ValueError,
