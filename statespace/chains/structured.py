@@ -302,6 +302,15 @@ def widened(
     return _with_transitions(naturals, f, b, noise, chain.within)
 
 
+def heated(chain: SwitchingChain, heat: Float[Array, ""]) -> SwitchingChain:
+    """The chain with covariances of the dynamics' noise that are ``heat`` times as large."""
+    law, n = chain.dynamics, chain.dynamics.matrix.shape[-1]
+    log_scale = law.log_scale - 0.5 * n * jnp.log(heat)
+    return chain._replace(
+        dynamics=law._replace(whitener=law.whitener / jnp.sqrt(heat), log_scale=log_scale)
+    )
+
+
 def continued(chain: SwitchingChain, q: Structured, form: gaussian.Form) -> Structured:
     """The same with predictions after the last observation, by the moments of the mixture of regimes."""
     law = chain.dynamics

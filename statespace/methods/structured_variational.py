@@ -34,6 +34,9 @@ _EVEN, _WIDE = (
     2,
     6,
 )  # turns in which regimes weigh the same, and in which dynamics cover all of them
+_COOLING = (
+    8  # turns in which the dynamics' noise is halved, from 128 times that of the model down to it
+)
 
 
 class Lowered(NamedTuple):
@@ -48,17 +51,19 @@ class StructuredVariational(eqx.Module):
 
     The two are made to fit each other in turn until the lower bound of the log likelihood no longer rises:
     each keeps all dependence over time, and only that between state and regime at a moment is lost
-    (Ghahramani & Hinton 2000). Regimes may depend on the previous state; the expected log-sum-exp of their
-    law is then bounded as well, so that the bound stays one. Deterministic, and as fast as a few smoothers.
-    The likelihood of a switching model is estimated without bias by :class:`~statespace.RaoBlackwellised`,
-    that of a recurrent one by :class:`~statespace.ParticleFilter`.
+    (Ghahramani & Hinton 2000). Two starts are made, and the one that ends with the higher bound is kept: from
+    dynamics that cover all regimes, and from the model's with more noise, which is halved from iteration to
+    iteration. Regimes may depend on the previous state; the expected log-sum-exp of their law is then bounded
+    as well, so that the bound stays one. Deterministic, and as fast as a few smoothers. The likelihood of a
+    switching model is estimated without bias by :class:`~statespace.RaoBlackwellised`, that of a recurrent
+    one by :class:`~statespace.ParticleFilter`.
 
     Needs all three conditionals of the model to be :class:`~statespace.Switching`, of linear Gaussian
     conditionals with noise of full rank. Exact where there is one regime. Missing entries, inputs and panels
     are supported. ``log_likelihood`` is the lower bound; its gradient is that at the fixed point.
 
     Args:
-        iterations: at most so many, each one smoother of the states and one of the regimes.
+        iterations: at most so many from each start, each one smoother of the states and one of the regimes.
         tolerance: stop when an iteration raises the bound by less than this, in nats.
         draws: paths of states from which forecasts are made, with a fixed key.
         form: "covariance", or "sqrt" for recursions on factors. None: "sqrt" in float32.
@@ -158,30 +163,47 @@ class StructuredVariational(eqx.Module):
         return Lowered(jax.tree.map(cast, chain), form)
 
     def infer(self, lowered: Lowered) -> tuple[structured.Structured, Convergence]:
-        """The mean field at its fixed point, and how it was reached."""
+        """The mean field at its fixed point, and how it was reached: of two starts, the higher bound."""
+        ends = jax.lax.map(lambda cooled: self._from(lowered, cooled), jnp.array([False, True]))
+        bounds = ends[0].bound
+        best = jnp.argmax(jnp.where(jnp.isnan(bounds), -jnp.inf, bounds))
+        return jax.tree.map(lambda x: x[best], ends)
+
+    def _from(
+        self, lowered: Lowered, cooled: Bool[Array, ""]
+    ) -> tuple[structured.Structured, Convergence]:
+        """From dynamics that cover all regimes, or from those of the model with more noise that cools."""
         chain, form = lowered
         tolerance = jnp.asarray(self.tolerance, chain.y.dtype)
-        nowhere = structured.unknown(chain)
+        begin = jnp.where(cooled, min(_COOLING, self.iterations), _WIDE)
+
+        def heated(turns: Array) -> structured.SwitchingChain:
+            heat = jnp.exp2(jnp.maximum(begin - 1 - turns, 0).astype(tolerance.dtype))
+            return structured.heated(chain, jnp.where(cooled, heat, 1))
+
+        nowhere = structured.unknown(heated(jnp.zeros((), int)))
 
         def goes_on(turn: _Turn) -> Bool[Array, ""]:
             return (turn.gain > tolerance) & (turn.turns < self.iterations)
 
         def trial(turn: _Turn) -> _Turn:
-            old, begins = turn.q, turn.turns < _WIDE
+            old, begins = turn.q, turn.turns < begin
+            warm = heated(turn.turns)
             probs = jnp.where(turn.turns < _EVEN, nowhere.probs, old.probs)
             wide = structured.widened(chain, nowhere.naturals, old.states, probs)
-            aim = structured.target(chain, old.probs, old.pairs, old.states)
-            there = jax.tree.map(lambda a, b: jnp.where(begins, a, b), wide, aim)
-            new = structured.infer(chain, structured.between(old.naturals, there, turn.size), form)
+            aim = structured.target(warm, old.probs, old.pairs, old.states)
+            there = jax.tree.map(lambda a, b: jnp.where(begins & ~cooled, a, b), wide, aim)
+            new = structured.infer(warm, structured.between(old.naturals, there, turn.size), form)
             gain = new.bound - old.bound
             better = begins | (gain >= 0)
             # a step that does not raise the bound is halved, until it is too short to matter
             spent = ~better & ((gain >= -tolerance) | (turn.size < structured.SHORTEST))
             sd = jnp.sqrt(jnp.diagonal(old.states.covariance, axis1=1, axis2=2))
             change = jnp.max(jnp.abs(new.states.mean - old.states.mean) / sd)
+            longer = jnp.where(begins, 1, jnp.minimum(2 * turn.size, 1))
             return _Turn(
                 q=jax.tree.map(lambda new, old: jnp.where(better, new, old), new, old),
-                size=jnp.where(better, jnp.minimum(2 * turn.size, 1), turn.size / 2),
+                size=jnp.where(better, longer, turn.size / 2),
                 # what a whole step would have gained: short ones gain little far from the end, too
                 gain=jnp.where(better & ~begins, gain / turn.size, jnp.where(spent, 0, jnp.inf)),
                 change=jnp.where(better, change, turn.change),
@@ -189,7 +211,9 @@ class StructuredVariational(eqx.Module):
             )
 
         far = jnp.asarray(jnp.inf, chain.y.dtype)
-        start = _Turn(nowhere, jnp.ones_like(far), far, far, jnp.zeros((), int))
+        # a first step of no length: the states where regimes weigh the same
+        size = jnp.where(cooled, 0, jnp.ones_like(far))
+        start = _Turn(nowhere, size, far, far, jnp.zeros((), int))
         end = jax.lax.while_loop(goes_on, trial, start)
         return end.q, Convergence(end.turns, end.change, end.gain <= tolerance, -end.q.bound)
 

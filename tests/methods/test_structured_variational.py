@@ -222,6 +222,30 @@ def test_sweeps_never_lower_the_bound():
 
 
 @pytest.mark.slow
+def test_the_bound_from_nothing_is_that_from_the_regimes_that_were_drawn():
+    """On the race track, where states that follow a wrong regime too soon lose tens of nats."""
+    model = ss.RecurrentSwitchingLinearGaussian.nascar(key=jax.random.key(30))
+    states, y = ss.simulate(model, 700, key=jax.random.key(31))
+    series = ss.Series(y).drop_labels()
+    probs = jax.nn.one_hot(states.regime, 4)
+
+    @eqx.filter_jit
+    def informed(model):
+        chain, form = SV.lower(model, series)
+        begin = structured.infer(chain, structured.unknown(chain).naturals, form)
+        pairs = probs[:-1, :, None] * probs[1:, None, :]
+        turn = lambda q, _: (structured.sweep(chain, q, form), q.bound)
+        return jax.lax.scan(
+            turn, begin._replace(probs=probs, pairs=pairs, bound=-jnp.inf), length=20
+        )
+
+    want = informed(model)[0].bound
+    got = ss.smooth(model, y, method=ss.StructuredVariational(tolerance=1e-2))
+    assert got.log_likelihood > want - 1
+    assert np.mean(np.asarray(got.most_likely) == np.asarray(states.regime)) > 0.99
+
+
+@pytest.mark.slow
 def test_gradient_is_that_of_the_fixed_point(y):
     model = recurrent()
 
