@@ -206,8 +206,15 @@ def sample_states(
         own = keys_of(method, len(data))
         each = [method] * len(data) if own is None else [keyed(method, k) for k in own]
         triples = zip(data.series, each, keys, strict=True)
-        return [_reported(m, model, s, _sample(model, s, m, k, draws)) for s, m, k in triples]
-    return _reported(method, model, data, _sample(model, data, method, key, draws))
+        return [_reported(m, model, s, _draw(model, s, m, k, draws)) for s, m, k in triples]
+    return _reported(method, model, data, _draw(model, data, method, key, draws))
+
+
+def _draw(model: Any, series: Series, method: Any, key: Array, draws: int) -> Any:
+    """Draws by the method, or where it says so by its posterior, which can warn outside of a program."""
+    if getattr(method, "posterior_draws", False):
+        return _run(model, series, method, "smoothed").sample(key, draws)
+    return _sample(model, series, method, key, draws)
 
 
 @eqx.filter_jit

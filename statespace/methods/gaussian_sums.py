@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -99,6 +99,9 @@ class MixtureFilter(eqx.Module):
         static=True, default=Taylor(), converter=rule_of, kw_only=True
     )
     form: gaussian.Form | None = eqx.field(static=True, default=None, kw_only=True)
+
+    posterior_draws: ClassVar[bool] = True
+    """Draws are those of the posterior, which tells where they stray."""
 
     def __check_init__(self) -> None:
         name = type(self).__name__

@@ -136,6 +136,11 @@ def test_errors_do_not_grow_backward_where_regimes_have_little_noise():
     # and the covariances know how large the errors are
     distance = np.einsum("fti,ftij,ftj->ft", error[1], np.linalg.inv(smoothed[1]), error[1])
     assert 0.4 < distance.mean() / 2 < 2.5
+    # trajectories cannot be drawn so well, of which the verb tells
+    with pytest.warns(RuntimeWarning, match="stray from the smoothed law"):
+        ss.sample_states(
+            model, ss.Series(seen[0], times), key=jax.random.key(0), draws=20, method=method
+        )
 
 
 def test_draws_that_stray_are_told_of():
