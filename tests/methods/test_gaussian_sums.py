@@ -377,7 +377,7 @@ def test_what_does_not_fit_is_named():
     ):
         ss.GaussianSum(0)
     with pytest.raises(TypeError, match="`linearisation` of GaussianSum must be a rule"):
-        ss.GaussianSum(linearisation="taylor")
+        ss.GaussianSum(linearisation=20)
     with pytest.raises(ValueError, match="`form` of GaussianSum must be"):
         ss.GaussianSum(form="root")
     with pytest.raises(
