@@ -94,6 +94,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("fresh_session.begin",),
     "backreferences_dir": "gallery/backreferences",
     "image_srcset": ["2x"],
+    "capture_repr": ("_repr_html_",),  # what a page prints is what its code prints
     "download_all_examples": False,
     "show_signature": False,
     "remove_config_comments": True,
