@@ -158,7 +158,7 @@ def test_particles_smooth_and_go_online():
 
 def test_what_does_not_go_together():
     with pytest.raises(TypeError, match="`linearisation` of DiscriminativeKalman must be a rule"):
-        ss.DiscriminativeKalman(linearisation="unscented")
+        ss.DiscriminativeKalman(linearisation=20)
     wide = ss.Model(INITIAL, lambda x, step: dist.Normal(jnp.ones(3), 1.0).to_event(1), SEEN)
     with pytest.raises(ValueError, match=r"`transition` .* shape \(3,\), but the state has 2"):
         ss.filter(wide, Y)
