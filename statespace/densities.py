@@ -150,16 +150,16 @@ def check_law(
     if hasattr(base, "check_values"):
         base.check_values(y)
     else:
-        _check_support(conditional, arguments, y)
+        _check_support(law, conditional, arguments, y)
 
 
 def _check_support(
-    conditional: Callable[..., Any], arguments: Mapping[str, Any], y: np.ndarray
+    law: Any, conditional: Callable[..., Any], arguments: Mapping[str, Any], y: np.ndarray
 ) -> None:
     """Refuse values outside a law's support, where that is the same whatever the arguments."""
     from numpyro.distributions import constraints
 
-    law = of_one_event(conditional(*arguments.values()))
+    law = of_one_event(law)
     support = getattr(law, "support", None)
     # a density of angles goes on beyond one turn
     if support is None or support is constraints.circular:

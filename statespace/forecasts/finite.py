@@ -10,8 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from statespace.densities import log_density, mean_and_variance
-from statespace.emissions.base import lagged
-from statespace.forecasts.sampled import DRAWS, SampledForecast, observations_on_paths
+from statespace.forecasts.sampled import (
+    DRAWS,
+    SampledForecast,
+    observations_on_paths,
+    of_mixtures,
+    steps_after,
+)
 from statespace.labels import Labels
 from statespace.methods.lowering import steps_of
 from statespace.model import Step
@@ -63,11 +68,7 @@ def forecast(
     else:
         each = jax.vmap(lambda step: _moments(observation, step, posterior.probs.shape[1]))
         means, variances = each(jax.tree.map(lambda x: x[rows], steps))
-        weights = posterior.probs[rows][:, :, None]
-        # A state that is not there counts for nothing, also where its moments are infinite.
-        present = lambda x: jnp.sum(jnp.where(weights > 0, weights * x, 0.0), axis=1)
-        mean = present(means)
-        std = jnp.sqrt(present(variances + (means - mean[:, None]) ** 2))
+        mean, std = of_mixtures(posterior.probs[rows], means, variances)
     m = series.channels.shape[1]
     shape = (len(rows), m)
     return MixtureForecast(
@@ -96,10 +97,6 @@ def _moments(observation: Any, step: Step, states: int) -> tuple[Array, Array]:
 def _log_scores(forecast: MixtureForecast, y: Array) -> Array:
     """Log density of each observation under its mixture."""
     observation, states = forecast.observation, jnp.arange(forecast.probs.shape[1])
-    steps = jax.tree.map(lambda x: x[forecast.rows], forecast.steps)
-    lags = getattr(observation, "lags", 0)
-    if lags:
-        whole = forecast.posterior.y.at[forecast.rows].set(y)
-        steps = steps._replace(history=lagged(whole, lags)[forecast.rows])
+    steps = steps_after(forecast, y)
     each = lambda y, step: jax.vmap(lambda k: log_density(observation(k, step), y))(states)
     return jax.nn.logsumexp(jax.vmap(each)(y, steps), axis=1, b=forecast.probs)

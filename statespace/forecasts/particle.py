@@ -10,8 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from statespace.densities import log_density, mean_and_variance
-from statespace.emissions.base import lagged
-from statespace.forecasts.sampled import DRAWS, SampledForecast, observations_on_paths
+from statespace.forecasts.sampled import (
+    DRAWS,
+    SampledForecast,
+    observations_on_paths,
+    of_mixtures,
+    steps_after,
+)
 from statespace.labels import Labels
 from statespace.methods.lowering import steps_of
 from statespace.model import Step
@@ -81,22 +86,14 @@ def _moments(
         means, variances = jax.vmap(jax.vmap(one, in_axes=(0, None)))(states, steps)
     except (NotImplementedError, AttributeError):
         return None
-    weights = posterior.weights[rows][:, :, None]
-    # A particle without weight counts for nothing, also where its moments are infinite.
-    mixed = lambda x: jnp.sum(jnp.where(weights > 0, weights * x, 0.0), axis=1)
-    mean = mixed(means)
-    return mean, jnp.sqrt(mixed(variances + (means - mean[:, None]) ** 2))
+    return of_mixtures(posterior.weights[rows], means, variances)
 
 
 @eqx.filter_jit
 def _log_scores(forecast: ParticleForecast, y: Array) -> Array:
     """Log density of each observation under its mixture."""
     observation, rows = forecast.observation, forecast.rows
-    steps = jax.tree.map(lambda x: x[rows], forecast.steps)
-    lags = getattr(observation, "lags", 0)
-    if lags:
-        whole = forecast.posterior.y.at[rows].set(y)
-        steps = steps._replace(history=lagged(whole, lags)[rows])
+    steps = steps_after(forecast, y)
     states = jax.tree.map(lambda x: x[rows], forecast.posterior.particles)
     one = lambda x, step, y: log_density(observation(x, step), y)
     each = jax.vmap(jax.vmap(one, in_axes=(0, None, None)))(states, steps, y)

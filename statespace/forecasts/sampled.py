@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from statespace.arviz import predictions
+from statespace.emissions.base import lagged
 from statespace.labels import Labels, channel_names, table
 from statespace.model import Step
 from statespace.probabilities import probabilities, tails
@@ -152,6 +153,26 @@ class SampledForecast(eqx.Module):
                 f"{values.shape}."
             )
         return _score(self, values, tuple(levels))
+
+
+def of_mixtures(
+    weights: Float[Array, "h N"], means: Float[Array, "h N m"], variances: Float[Array, "h N m"]
+) -> tuple[Float[Array, "h m"], Float[Array, "h m"]]:
+    """Mean and standard deviation of mixtures, from those of their parts."""
+    w = weights[:, :, None]
+    # a part without weight counts for nothing, also where its moments are infinite
+    mixed = lambda x: jnp.sum(jnp.where(w > 0, w * x, 0.0), axis=1)
+    mean = mixed(means)
+    return mean, jnp.sqrt(mixed(variances + (means - mean[:, None]) ** 2))
+
+
+def steps_after(forecast: SampledForecast, y: Float[Array, "h m"]) -> Step:
+    """Steps of the forecast's moments, with the last observations where the next one reads them."""
+    rows, lags = forecast.rows, getattr(forecast.observation, "lags", 0)
+    steps = jax.tree.map(lambda x: x[rows], forecast.steps)
+    if not lags:
+        return steps
+    return steps._replace(history=lagged(forecast.posterior.y.at[rows].set(y), lags)[rows])
 
 
 @eqx.filter_jit
